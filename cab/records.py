@@ -1,0 +1,176 @@
+"""Records: one tidy row per measured value, appended to one JSONL file per process, never edited.
+
+    <results>/<protocol>/<hardware>/records/<start>-<host>-<pid>.jsonl     the rows
+                                    units/<run_key>.npz                    values per resampling unit, raw times
+                                    manifests/<id>.json                    what produced the rows of one process
+                                    certificates/<setting>.json            conformance, see attention_zoo.conformance
+
+Each process writes its own file, so no lock and no server; a line is one ``write`` of whole bytes, so a killed
+process leaves at most one torn line, at the end, which the reader reports and skips.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+SCHEMA_VERSION = 1
+
+
+class Status(StrEnum):
+    """How a cell ended; every status but ``ok`` comes with a reason."""
+
+    OK = "ok"
+    OUT_OF_MEMORY = "out_of_memory"
+    OVER_BUDGET = "over_budget"
+    TIMEOUT = "timeout"
+    DIVERGED = "diverged"
+    UNSUPPORTED = "unsupported"
+    FAILED_CERTIFICATE = "failed_certificate"
+    ERROR = "error"
+
+
+# A repeat of the same command could mend these, so they do not make a cell complete.
+RETRIED = frozenset({Status.ERROR})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One value. Columns that do not apply are None; ``value`` is None where ``status`` is not ``ok``.
+
+    ``attention`` is the mechanism and ``setting`` its config name with non-default options; ``task_setting`` likewise.
+    ``level`` is op, layer or model; ``phase`` is inference, training_forward, training, decode, or train / evaluate
+    for the figures of a task run. ``baseline`` names the setting of a ``ratio``. Times are in seconds, sizes in bytes.
+    ``replicate`` counts processes of a cost cell. ``manifest`` names the file in ``manifests/``.
+    """
+
+    run_key: str
+    protocol: str
+    metric: str
+    status: Status
+    attention: str | None = None
+    setting: str | None = None
+    pattern: str | None = None
+    slots: str | None = None
+    task: str | None = None
+    task_setting: str | None = None
+    data: str | None = None
+    size: str | None = None
+    split: str | None = None
+    value: float | None = None
+    unit: str | None = None
+    higher_is_better: bool | None = None
+    reason: str | None = None
+    seed: int | None = None
+    replicate: int | None = None
+    length_q: int | None = None
+    length_kv: int | None = None
+    batch: int | None = None
+    heads: int | None = None
+    head_dim: int | None = None
+    dtype: str | None = None
+    device: str | None = None
+    hardware: str | None = None
+    threads: int | None = None
+    phase: str | None = None
+    level: str | None = None
+    baseline: str | None = None
+    impl: str | None = None
+    compiled: bool | None = None
+    started_at: str | None = None
+    duration_s: float | None = None
+    manifest: str | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if (self.status is Status.OK) == (self.value is None):
+            raise ValueError(f"{self.metric}: a value with status ok, None otherwise; got {self.value}, {self.status}")
+        if self.status is not Status.OK and not self.reason:
+            raise ValueError(f"{self.metric}: status {self.status} needs a reason")
+
+
+COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Record))
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class RecordStore:
+    """The records of one folder ``<results>/<protocol>/<hardware>``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path: Path | None = None
+
+    @property
+    def records_folder(self) -> Path:
+        return self.folder / "records"
+
+    def append(self, *records: Record) -> None:
+        """Appends rows to this process's file and makes them durable before it returns."""
+        if self._path is None or f"-{os.getpid()}.jsonl" not in self._path.name:
+            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+            self._path = self.records_folder / f"{stamp}-{socket.gethostname()}-{os.getpid()}.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(asdict(record), allow_nan=False) + "\n" for record in records)
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, lines.encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def lines(self, problems: list[str] | None = None) -> Iterator[dict[str, Any]]:
+        """All rows, file by file in name order. What cannot be read goes to ``problems`` as ``file:line: why``."""
+        for path in sorted(self.records_folder.glob("*.jsonl")):
+            for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+                try:
+                    row = json.loads(line)
+                    missing = {"run_key", "metric", "status"} - set(row)
+                    if missing:
+                        raise ValueError(f"no {', '.join(sorted(missing))}")
+                except (ValueError, TypeError) as error:
+                    if problems is not None:
+                        problems.append(f"{path}:{number}: {error}")
+                    continue
+                yield row
+
+    def frame(self, problems: list[str] | None = None) -> pd.DataFrame:
+        """All rows with the columns of :class:`Record`, exact duplicates once."""
+        rows = list(self.lines(problems))
+        return pd.DataFrame(rows, columns=list(COLUMNS)).drop_duplicates(ignore_index=True)
+
+    def complete(self) -> set[str]:
+        """The run keys that need no repeat: those with a row whose status is not retried."""
+        return {row["run_key"] for row in self.lines() if row["status"] not in RETRIED}
+
+    def write_units(self, run_key: str, arrays: Mapping[str, np.ndarray]) -> Path:
+        """Values per resampling unit of one run, in a compressed side file; whole or not at all."""
+        path = self.folder / "units" / f"{run_key}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **dict(arrays))
+        partial.replace(path)
+        return path
+
+    def read_units(self, run_key: str) -> dict[str, np.ndarray]:
+        """The side file of a run; empty where it has none."""
+        path = self.folder / "units" / f"{run_key}.npz"
+        if not path.exists():
+            return {}
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}

@@ -1,0 +1,16 @@
+"""Finds the packages, and maps the data folders of the top level into ours (``pkg://cab.conf`` works everywhere)."""
+
+from setuptools import find_packages, setup
+
+setup(
+    packages=[*find_packages(include=["attention_zoo*", "cab*", "tasks*"]), "cab.conf", "cab.published"],
+    package_dir={"cab.conf": "conf", "cab.published": "results/published"},
+    package_data={
+        "cab.conf": ["**/*.yaml"],
+        "cab.published": ["**/*.csv", "**/*.md"],
+        "cab.report": ["templates/*"],
+        "tasks": ["**/*.md"],
+        "attention_zoo": ["py.typed"],
+        "cab": ["py.typed"],
+    },
+)
