@@ -1,0 +1,109 @@
+"""Schemas of the configs: one dataclass per verb and per group of ours, so that a typo or a type fails at once.
+
+Hydra composes the YAML of ``conf/`` against them. Attention and task nodes stay free (``_target_`` and options):
+outsiders write them without a dataclass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class Measure:
+    """How costs are measured (``conf/measure``).
+
+    Attributes:
+        levels: of ``op`` (q, k, v given), ``layer`` (with projections).
+        phases: of ``inference``, ``training_forward``, ``training``.
+        batch, heads, head_dim: of the inputs; the width of a layer is ``heads * head_dim``.
+        replicates: processes per cell; the process is the unit of replication.
+        min_time_s: timed seconds per process and call after warm-up, at the most.
+        time_limit: seconds per child process; past it the cell is ``timeout``.
+        memory_limit: of the child's extra memory, such as ``2GiB``; past it the cell is ``out_of_memory``.
+        compile: ``torch.compile`` the layer.
+    """
+
+    levels: list[str] = field(default_factory=lambda: ["layer"])
+    phases: list[str] = field(default_factory=lambda: ["inference"])
+    batch: int = 1
+    heads: int = 8
+    head_dim: int = 64
+    replicates: int = 3
+    min_time_s: float = 0.3
+    time_limit: float = 60.0
+    memory_limit: str | None = None
+    compile: bool = False
+
+
+@dataclass
+class Trainer:
+    """How a run trains (``conf/trainer``); None means: as the task's recipe at its size says."""
+
+    max_steps: int | None = None
+    learning_rate: float | None = None
+    checkpoint_interval_s: float = 30.0
+    log_every: int = 10
+
+
+@dataclass
+class Protocol:
+    """A named, versioned set of cells (``conf/protocol``). ``owns`` lists the keys that an override moves elsewhere."""
+
+    name: str = MISSING
+    version: int = MISSING
+    attentions: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)
+    patterns: list[str] = field(default_factory=list)
+    size: str = "tiny"
+    seeds: list[int] = field(default_factory=lambda: [1])
+    lengths: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Common:
+    """What every verb takes."""
+
+    results: str = "results"
+    device: str = "auto"
+    dtype: str = "float32"
+    threads: int | None = None
+    dry_run: bool = False
+
+
+@dataclass
+class Efficiency(Common):
+    """``cab efficiency``: cost of attentions x patterns x lengths, each paired with ``sdpa`` and ``softmax``.
+
+    ``attentions`` are settings by name or wildcard, or ``[all]``; by the time a verb sees them they are resolved in
+    ``settings``: name -> config node. ``lengths_key`` are key lengths of the cross patterns (default: the query length).
+    """
+
+    attentions: list[str] = field(default_factory=lambda: ["all"])
+    settings: dict[str, Any] = field(default_factory=dict)
+    patterns: list[str] = field(default_factory=lambda: ["all"])
+    lengths: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048])
+    lengths_key: list[int] | None = None
+    baselines: list[str] = field(default_factory=lambda: ["sdpa", "softmax"])
+    protocol: str = "adhoc"
+    measure: Measure = field(default_factory=Measure)
+
+
+@dataclass
+class Check(Common):
+    """``cab check``: conformance tests T1 to T14 of settings, and their certificates."""
+
+    attentions: list[str] = field(default_factory=lambda: ["all"])
+    settings: dict[str, Any] = field(default_factory=dict)
+    patterns: list[str] = field(default_factory=lambda: ["all"])
+    protocol: str = "adhoc"
+
+
+@dataclass
+class Report(Common):
+    """``cab report``: pages from records. ``folder`` is one ``<results>/<protocol>/<hardware>``; default: all found."""
+
+    folder: str | None = None
