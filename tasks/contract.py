@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
-from attention_zoo.contract import Attention, Pattern
 from torch import Tensor, nn
+
+from attention_zoo.contract import Attention, Pattern
+from tasks.sources import Source
 
 Split = Literal["train", "validation", "test"]
 Batch = Mapping[str, Tensor]
@@ -124,9 +126,13 @@ class Task:
     """One task at one size. Constructed from ``conf/task/<name>.yaml``; options are keyword-only and typed.
 
     Everything is deterministic in (options, split, seed): nothing reads a global random state.
+    ``pattern`` is an option of every task: the pattern under test, one of ``card.patterns``.
+    ``sources`` are the packages that carry the data; none where they are generated.
     """
 
     card: ClassVar[TaskCard]
+    sources: ClassVar[tuple[Source, ...]] = ()
+    pattern: Pattern
     size: str
     recipe: Recipe
 
@@ -134,7 +140,7 @@ class Task:
         """Fetches and unpacks the data where they are not cached. Shows progress; idempotent; interruptible."""
 
     def build_model(self, slots: Slots) -> nn.Module:
-        """The backbone. Parameters outside the slots are drawn from torch's global generator, which the caller seeds."""
+        """The backbone. Parameters outside the slots come from torch's global generator, which the caller seeds."""
         raise NotImplementedError
 
     def batches(self, split: Split, seed: int, start: int = 0) -> Iterator[Batch]:
