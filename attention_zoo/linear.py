@@ -1,0 +1,207 @@
+"""Linear attention: the softmax kernel replaced by a feature map phi, so that sums over keys come first.
+
+    noncausal:  V'_i = phi(Q_i) S / (phi(Q_i) . z),      S = sum_j phi(K_j) V_j^T,  z = sum_j phi(K_j)       (eq. 5)
+    causal:     V'_i = phi(Q_i) S_i / (phi(Q_i) . z_i),  S_i and z_i the sums over j <= i              (eq. 9 to 12)
+    phi(x) = elu(x) + 1                                                                                      (eq. 7)
+
+with no 1/sqrt(D). Time O(L D^2), memory O(L D); the causal form is a scan over chunks, and decodes from a state
+(S, z) of constant size. A padded key is taken out of the sums after the feature map, because phi(0) = 1.
+
+Published: noncausal and causal self attention. Our extension: both cross patterns, where S and z are sums over the
+whole source and each query reads them alone; in the causal cross pattern they are the decoding state. ``relu`` as
+feature map is an option of ours (the limit of cosFormer without its cosine, arXiv:2202.08791): its weights can all be
+zero in a row, which then gives zeros.
+
+Source: A. Katharopoulos et al., "Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention",
+ICML 2020, arXiv:2006.16236, sections 3.2 to 3.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from attention_zoo.contract import AttentionCore, Card, HeadwiseAttention, Pattern, State, Support
+from attention_zoo.primitives import SCAN_CHUNK, accumulation_dtype, causal_scan, without_autocast
+from attention_zoo.registry import UnknownName
+
+CARD = Card(
+    name="linear",
+    title="Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention",
+    authors="Katharopoulos, Vyas, Pappas, Fleuret",
+    year=2020,
+    paper="arXiv:2006.16236",
+    family="kernel",
+    exact=False,
+    time_order="L",
+    memory_order="L",
+    supports={
+        Pattern.NONCAUSAL_SELF: Support.PUBLISHED,
+        Pattern.CAUSAL_SELF: Support.PUBLISHED,
+        Pattern.NONCAUSAL_CROSS: Support.EXTENSION,
+        Pattern.CAUSAL_CROSS: Support.EXTENSION,
+    },
+    incremental=frozenset({Pattern.CAUSAL_SELF, Pattern.CAUSAL_CROSS}),
+)
+
+
+def elu_plus_one(x: Tensor) -> Tensor:
+    """elu(x) + 1, as e^min(x, 0) + max(x, 0): small values keep their relative precision (elu itself rounds at -1)."""
+    return torch.exp(x.clamp(max=0.0)) + F.relu(x)
+
+
+FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {"elu": elu_plus_one, "relu": F.relu}
+
+
+@dataclass
+class KernelState(State):
+    """S, the sum of phi(k) v^T, ``[B, H, F, Dv]``, and z, the sum of phi(k), ``[B, H, F]``, in at least float32."""
+
+    s: Tensor
+    z: Tensor
+
+
+def summarise(phi_k: Float[Tensor, "B H Lk F"], v: Float[Tensor, "B H Lk Dv"]) -> KernelState:
+    """S = sum_j phi(K_j) V_j^T and z = sum_j phi(K_j)."""
+    return KernelState(phi_k.transpose(-2, -1) @ v, phi_k.sum(-2))
+
+
+def read(
+    phi_q: Float[Tensor, "B H Lq F"], state: KernelState
+) -> tuple[Float[Tensor, "B H Lq Dv"], Float[Tensor, "B H Lq 1"]]:
+    """The numerator phi(Q_i) S and the denominator phi(Q_i) . z."""
+    return phi_q @ state.s, phi_q @ state.z[..., None]
+
+
+class KernelCore(AttentionCore):
+    """Attention with weights phi_q(q_i) . phi_k(k_j) / sum_j phi_q(q_i) . phi_k(k_j); a subclass gives the features.
+
+    Dropout, while training, falls on the output: the weights are never there.
+    """
+
+    num_features: int
+    smallest_denominator: ClassVar[float]
+
+    def query_features(self, q: Float[Tensor, "B H L D"]) -> Float[Tensor, "B H L F"]:
+        """phi_q, row by row: no statistic over positions."""
+        raise NotImplementedError
+
+    def key_features(self, k: Float[Tensor, "B H L D"]) -> Float[Tensor, "B H L F"]:
+        """phi_k, row by row: no statistic over positions."""
+        raise NotImplementedError
+
+    def _keys(self, k: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+        phi_k = self.key_features(k.to(accumulation_dtype(k)))
+        return phi_k if key_padding_mask is None else phi_k.masked_fill(key_padding_mask[:, None, :, None], 0.0)
+
+    def _divide(self, numerator: Tensor, denominator: Tensor, dtype: torch.dtype) -> Tensor:
+        out = (numerator / denominator.clamp(min=self.smallest_denominator)).to(dtype)
+        return F.dropout(out, self.dropout, self.training)
+
+    def forward(
+        self,
+        q: Float[Tensor, "B H Lq D"],
+        k: Float[Tensor, "B H Lk D"],
+        v: Float[Tensor, "B H Lk Dv"],
+        *,
+        key_padding_mask: Bool[Tensor, "B Lk"] | None = None,
+    ) -> Float[Tensor, "B H Lq Dv"]:
+        with without_autocast(q):
+            phi_q, phi_k = self.query_features(q.to(accumulation_dtype(q))), self._keys(k, key_padding_mask)
+            values = v.to(phi_k.dtype)
+            if self.pattern is Pattern.CAUSAL_SELF:
+                return self._divide(*causal_scan(phi_q, phi_k, values), q.dtype)
+            return self._divide(*read(phi_q, summarise(phi_k, values)), q.dtype)
+
+    def prefill(
+        self,
+        q: Float[Tensor, "B H Lq D"],
+        k: Float[Tensor, "B H Lk D"],
+        v: Float[Tensor, "B H Lk Dv"],
+        *,
+        key_padding_mask: Bool[Tensor, "B Lk"] | None = None,
+    ) -> tuple[Float[Tensor, "B H Lq Dv"], State]:
+        with without_autocast(q):
+            phi_q, phi_k = self.query_features(q.to(accumulation_dtype(q))), self._keys(k, key_padding_mask)
+            values = v.to(phi_k.dtype)
+            state = summarise(phi_k, values)
+            sums = causal_scan(phi_q, phi_k, values) if self.pattern is Pattern.CAUSAL_SELF else read(phi_q, state)
+            return self._divide(*sums, q.dtype), state
+
+    def step(
+        self,
+        q: Float[Tensor, "B H 1 D"],
+        k: Float[Tensor, "B H 1 D"] | None,
+        v: Float[Tensor, "B H 1 Dv"] | None,
+        state: State,
+    ) -> tuple[Float[Tensor, "B H 1 Dv"], State]:
+        assert isinstance(state, KernelState)
+        with without_autocast(q):
+            if k is not None and v is not None:
+                phi_k = self._keys(k, None)
+                new = summarise(phi_k, v.to(phi_k.dtype))
+                state = KernelState(state.s + new.s, state.z + new.z)
+            return self._divide(*read(self.query_features(q.to(accumulation_dtype(q))), state), q.dtype), state
+
+    def flops(self, batch: int, length_q: int, length_k: int) -> int:
+        features, width = self.num_features, self.head_dim
+        rows = batch * self.num_heads
+        if self.pattern is not Pattern.CAUSAL_SELF:
+            return 2 * rows * features * (length_k * width + length_q * (width + 1))
+        chunk = min(SCAN_CHUNK, length_q)
+        padded = -(-length_q // chunk) * chunk
+        within = padded * chunk * (features + width)
+        between = padded * features * (2 * width + 1) if padded > chunk else 0
+        return 2 * rows * (within + between)
+
+    def state_bytes(self, batch: int, length: int, element_size: int = 4) -> int:
+        return batch * self.num_heads * self.num_features * (self.head_dim + 1) * max(element_size, 4)
+
+
+class LinearCore(KernelCore):
+    """Linear attention with a fixed feature map, the same for queries and keys.
+
+    Args:
+        feature_map: ``elu`` (elu(x) + 1, the paper's) or ``relu``.
+    """
+
+    # Products of two features of unit-scale inputs are far above; only a row without weight comes to it.
+    smallest_denominator = 1e-6
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        pattern: Pattern | str,
+        *,
+        max_length: int,
+        max_length_key: int | None = None,
+        dropout: float = 0.0,
+        feature_map: str = "elu",
+    ) -> None:
+        super().__init__(
+            num_heads, head_dim, pattern, max_length=max_length, max_length_key=max_length_key, dropout=dropout
+        )
+        if feature_map not in FEATURE_MAPS:
+            raise UnknownName("feature_map", feature_map, FEATURE_MAPS)
+        self.feature_map = feature_map
+        self.num_features = head_dim
+
+    def query_features(self, q: Float[Tensor, "B H L D"]) -> Float[Tensor, "B H L D"]:
+        return FEATURE_MAPS[self.feature_map](q)
+
+    def key_features(self, k: Float[Tensor, "B H L D"]) -> Float[Tensor, "B H L D"]:
+        return FEATURE_MAPS[self.feature_map](k)
+
+
+class LinearAttention(HeadwiseAttention):
+    """Multi-head linear attention."""
+
+    card = CARD
+    core_type: ClassVar[type[AttentionCore]] = LinearCore

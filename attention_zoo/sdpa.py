@@ -1,0 +1,74 @@
+"""Softmax attention, fused: the mathematics of ``softmax`` by PyTorch's ``scaled_dot_product_attention``.
+
+    O = softmax(Q K^T / sqrt(D) + M) V
+
+computed tile by tile over the keys with a running maximum m, normaliser l and output o (FlashAttention, algorithm 1):
+for a tile with logits x and values v, and m* = max(m, max x),
+
+    l <- l e^(m - m*) + sum e^(x - m*),    o <- o e^(m - m*) + e^(x - m*) v,    m <- m*,    finally O = o / l,
+
+so that the L x L weights are never in memory. Which kernel runs (flash, memory-efficient, cuDNN, plain) is PyTorch's
+choice by device, dtype and mask: with a key padding mask a CUDA device leaves the flash kernel, and the causal
+self pattern with padding needs an explicit L x L boolean mask.
+
+Time O(Lq Lk D), half of it in the causal self pattern; memory O(L D). All four patterns are published.
+
+Source: T. Dao et al., "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", NeurIPS 2022,
+arXiv:2205.14135; the tiled softmax is M. Milakov and N. Gimelshein, arXiv:1805.02867.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from attention_zoo import softmax
+from attention_zoo.contract import AttentionCore, HeadwiseAttention, Pattern
+
+CARD = dataclasses.replace(
+    softmax.CARD,
+    name="sdpa",
+    title="FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness",
+    authors="Dao, Fu, Ermon, Rudra, Ré",
+    year=2022,
+    paper="arXiv:2205.14135",
+    memory_order="L",
+)
+
+
+class SDPACore(softmax.SoftmaxCore):
+    """Fused softmax attention; cache and steps are those of :class:`~attention_zoo.softmax.SoftmaxCore`."""
+
+    def attend(
+        self,
+        q: Float[Tensor, "B H Lq D"],
+        k: Float[Tensor, "B H Lk D"],
+        v: Float[Tensor, "B H Lk Dv"],
+        key_padding_mask: Bool[Tensor, "B Lk"] | None,
+        *,
+        causal: bool,
+    ) -> Float[Tensor, "B H Lq Dv"]:
+        dropout = self.dropout if self.training else 0.0
+        if key_padding_mask is None:
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
+        visible = softmax.visible_keys(q.shape[2], k, key_padding_mask, causal=causal)
+        assert visible is not None
+        # Kernels differ in what they make of a row that sees nothing (zeros, means, NaN): let it see all, then zero it.
+        blind = ~visible.any(-1, keepdim=True)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible | blind, dropout_p=dropout)
+        return out.masked_fill(blind, 0.0)
+
+    def flops(self, batch: int, length_q: int, length_k: int) -> int:
+        pairs = length_q * (length_q + 1) // 2 if self.pattern is Pattern.CAUSAL_SELF else length_q * length_k
+        return 4 * batch * self.num_heads * pairs * self.head_dim
+
+
+class SDPAAttention(HeadwiseAttention):
+    """Multi-head attention around the fused kernel."""
+
+    card = CARD
+    core_type: ClassVar[type[AttentionCore]] = SDPACore
