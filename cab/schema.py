@@ -107,3 +107,65 @@ class Report(Common):
     """``cab report``: pages from records. ``folder`` is one ``<results>/<protocol>/<hardware>``; default: all found."""
 
     folder: str | None = None
+
+
+@dataclass
+class Run(Common):
+    """``cab run``: one task with one attention in the slots of one pattern.
+
+    ``pattern`` None is the task's primary one. ``slots`` is ``one`` (the pattern's slots, exact attention in the
+    others) or ``all`` (every slot that the mechanism supports). ``baseline`` is the exact attention of the others.
+    """
+
+    task: Any = MISSING
+    attention: Any = MISSING
+    protocol: Protocol = field(default_factory=Protocol)
+    trainer: Trainer = field(default_factory=Trainer)
+    tracker: Any = None
+    pattern: str | None = None
+    size: str = "tiny"
+    seed: int = 1
+    slots: str = "one"
+    baseline: str = "sdpa"
+
+
+@dataclass
+class Leaderboard(Common):
+    """``cab leaderboard``: certificates, costs and task runs of a protocol, and their report."""
+
+    protocol: Protocol = field(default_factory=Protocol)
+    measure: Measure = field(default_factory=Measure)
+    trainer: Trainer = field(default_factory=Trainer)
+    tracker: Any = None
+    attentions: list[str] = field(default_factory=lambda: ["all"])
+    patterns: list[str] = field(default_factory=lambda: ["all"])
+    tasks: list[str] = field(default_factory=lambda: ["all"])
+    lengths: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048])
+    seeds: list[int] = field(default_factory=lambda: [1])
+    baseline: str = "sdpa"
+    baselines: list[str] = field(default_factory=lambda: ["sdpa", "softmax"])
+
+
+@dataclass
+class Listing(Common):
+    """``cab list``: settings of attentions and tasks."""
+
+    attentions: list[str] = field(default_factory=lambda: ["all"])
+    tasks: list[str] = field(default_factory=lambda: ["all"])
+
+
+@dataclass
+class Doctor(Common):
+    """``cab doctor``: what this machine can do, and what is missing."""
+
+
+VERBS = {
+    "run": Run,
+    "leaderboard": Leaderboard,
+    "efficiency": Efficiency,
+    "check": Check,
+    "report": Report,
+    "list": Listing,
+    "doctor": Doctor,
+}
+GROUPS = {"measure": Measure, "protocol": Protocol, "trainer": Trainer}

@@ -1,0 +1,183 @@
+"""Composes Hydra configs for the verbs, and turns every error of a config into one line.
+
+One :class:`Composer` is open per process; it knows the search path (ours, ``--config-dir``, installed plug-ins).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from attention_zoo.registry import UnknownName, plugins
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from importlib.metadata import entry_points
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cab import schema
+from cab.errors import UserError, did_you_mean, one_line
+from cab.settings import Setting
+
+TASK_ENTRY_POINTS = "tasks"
+
+
+def _register() -> None:
+    """Schemas of the verbs, and a config node for each mechanism and task that an installed package brings."""
+    store = ConfigStore.instance()
+    for verb, kind in schema.VERBS.items():
+        store.store(name=f"{verb}_schema", node=kind)
+    for group, kind in schema.GROUPS.items():
+        store.store(group=group, name="schema", node=kind)
+    installed = {"attention": plugins(), "task": {point.name: point for point in entry_points(group=TASK_ENTRY_POINTS)}}
+    for group, points in installed.items():
+        for name, point in points.items():
+            store.store(group=group, name=name, node={"_target_": point.value.replace(":", ".")})
+
+
+class Composer:
+    """The open Hydra context: composes the configs of verbs, lists the options of groups, resolves settings."""
+
+    def __init__(self, config_dir: Path | None = None) -> None:
+        if config_dir is not None and not config_dir.is_dir():
+            raise UserError(f"--config-dir {str(config_dir)!r} is not a folder")
+        self.config_dir = config_dir
+
+    def __enter__(self) -> Composer:
+        _register()
+        GlobalHydra.instance().clear()
+        if self.config_dir is not None:
+            folder = str(self.config_dir.resolve())
+            # Launchers start other processes, so sys.path alone would not reach the plug-in there.
+            sys.path.insert(0, folder)
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+        self._context = initialize_config_module("cab.conf", job_name="cab", version_base="1.3")
+        self._context.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._context.__exit__(kind, error, traceback)
+
+    @property
+    def search_path_override(self) -> list[str]:
+        return [] if self.config_dir is None else [f"hydra.searchpath=['file://{self.config_dir.resolve()}']"]
+
+    def compose(self, verb: str, overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
+        """The config of a verb; a mistake in it is a :class:`UserError`."""
+        with self.one_line_errors(verb):
+            return hydra_compose(verb, [*self.search_path_override, *overrides], return_hydra_config=with_hydra)
+
+    @contextmanager
+    def one_line_errors(self, verb: str) -> Iterator[None]:
+        """Every error that Hydra or OmegaConf raises inside becomes a :class:`UserError`."""
+        try:
+            yield
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(self._explain(verb, error)) from error
+
+    def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """The overrides of a command line, parsed."""
+        with self.one_line_errors("run"):
+            return OverridesParser.create(config_loader=self.loader).parse_overrides(list(overrides))
+
+    @cached_property
+    def loader(self) -> ConfigLoader:
+        # Sources of the search path are found when a config is composed, so this must come first.
+        hydra_compose("bare", self.search_path_override)
+        return GlobalHydra.instance().config_loader()
+
+    def options(self, group: str) -> list[str]:
+        """The configs of a group, from every source on the search path."""
+        found = set(self.loader.get_group_options(group, ObjectType.CONFIG))
+        if self.config_dir is not None and (self.config_dir / group).is_dir():
+            found |= {path.stem for path in (self.config_dir / group).glob("*.yaml")}
+        return sorted(found - {"schema"})
+
+    def node(self, group: str, name: str) -> dict[str, Any]:
+        """One config of a group as its YAML says it, interpolations unresolved."""
+        composed = self.compose("bare", [f"+{group}={name}"])
+        container = OmegaConf.to_container(composed[group], resolve=False)
+        assert isinstance(container, dict)
+        return {str(key): value for key, value in container.items()}
+
+    def select(self, group: str, wanted: Sequence[str]) -> list[str]:
+        """The options of a group that names and wildcards mean, in the order given; ``all`` means every one."""
+        allowed, chosen = self.options(group), []
+        for pattern in wanted:
+            matches = [name for name in allowed if pattern == "all" or fnmatchcase(name, pattern)]
+            if not matches:
+                raise UserError(one_line(UnknownName(group, pattern, ["all", *allowed])))
+            chosen += [name for name in matches if name not in chosen]
+        return chosen
+
+    def settings(self, wanted: Sequence[str]) -> list[Setting]:
+        """Attention settings by name, wildcard or dotted path of a class."""
+        known = set(self.options("attention"))
+        found: dict[str, Setting] = {}
+        for name in wanted:
+            if "." in name and name not in known and "*" not in name:
+                found[name] = self._checked(name, {"_target_": name})
+                continue
+            for option in self.select("attention", [name]):
+                found[option] = self._checked(option, self.node("attention", option))
+        return list(found.values())
+
+    @staticmethod
+    def _checked(name: str, node: Mapping[str, Any]) -> Setting:
+        try:
+            return Setting.from_node(name, node)
+        except ValueError as error:
+            raise UserError(one_line(error)) from error
+
+    def _explain(self, verb: str, error: Exception) -> str:
+        """One line for an error of Hydra or OmegaConf: the value, what is allowed, the nearest."""
+        text = str(error)
+        if isinstance(error, MissingConfigException) and error.missing_cfg_file and "/" in error.missing_cfg_file:
+            group, _, name = error.missing_cfg_file.rpartition("/")
+            return one_line(UnknownName(group, name, set(error.options or ()) - {"schema"}))
+        if isinstance(error, OverrideParseException):
+            return f"cannot read {error.override!r}: {one_line(error).split(' See https')[0]}"
+        if ambiguous := re.search(r"Ambiguous value for argument '(.+?)'", text):
+            return f"{ambiguous[1]!r} names several values: give -m to sweep over them, or [a,b] where a list is wanted"
+        if missing := re.search(r"You must specify '(.+?)'", text):
+            group = missing[1]
+            allowed = ", ".join(self.options(group))
+            return f"{group} is missing: give {group}=NAME; allowed: {allowed}"
+        unknown = re.search(r"Key '(.+?)' (?:is )?not in '?(\w+)", text) or re.search(r"override '(.+?)'\.", text)
+        full = re.search(r"full_key: (\S+)", text) or re.search(r"(?:override|set) '?([\w./@]+?)'?[.=]?[\s\n]", text)
+        if "not in" in text and (unknown or full):
+            return self._unknown_key(verb, (full or unknown)[1])  # type: ignore[index]
+        if full:
+            return f"{full[1]}: {one_line(text.split('full_key')[0])}"
+        return one_line(text.replace("See https://hydra.cc", "").split("Set the environment variable")[0])
+
+    def _unknown_key(self, verb: str, key: str) -> str:
+        parent, _, last = key.rpartition(".")
+        try:
+            config = hydra_compose(verb, self.search_path_override)
+        except (HydraException, OmegaConfBaseException):
+            config = None
+        node = OmegaConf.select(config, parent) if parent and config is not None else config
+        if parent in ("attention", "task") and config is not None:
+            node = None
+        allowed = sorted(str(name) for name in node) if isinstance(node, DictConfig) else []
+        hint = did_you_mean(last, allowed)
+        listed = f"allowed: {', '.join(allowed)}" if allowed else f"see 'cab {verb} --cfg job' for its keys"
+        return f"unknown key {key!r}: {hint}{listed}"
