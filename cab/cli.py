@@ -1,0 +1,125 @@
+"""The front end: takes the verb and its flags, opens Hydra, and turns what the user got wrong into one line.
+
+Imports nothing heavy before a verb runs, so that help and a wrong verb answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cab.errors import UserError, did_you_mean
+from cab.help import VERBS, overview, page
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A parsed command line. ``show`` is ``job``, ``hydra`` or ``all`` for ``--cfg``."""
+
+    verb: str
+    overrides: tuple[str, ...] = ()
+    multirun: bool = False
+    show: str | None = None
+    resolve: bool = False
+    config_dir: Path | None = None
+    help: bool = False
+
+
+FLAGS = {
+    "--multirun": "-m",
+    "--cfg": "-c",
+    "--resolve": "-r",
+    "--config-dir": "-cd",
+    "--help": "-h",
+    "--shell-completion": "-sc",
+}
+_SHOWN = ("job", "hydra", "all")
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """The command line ``cab VERB [FLAG ...] [OVERRIDE ...]``; raises :class:`UserError` for what it does not know."""
+    verb, *rest = argv
+    if verb not in VERBS:
+        raise UserError(f"unknown verb {verb!r}: {did_you_mean(verb, VERBS)}allowed: {', '.join(VERBS)}")
+    long = {short: name for name, short in FLAGS.items()}
+    overrides: list[str] = []
+    found: dict[str, str] = {}
+    queue = list(rest)
+    while queue:
+        word = queue.pop(0)
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        flag, equals, value = word.partition("=")
+        flag = long.get(flag, flag)
+        if flag not in FLAGS or flag == "--shell-completion":
+            allowed = [name for name in FLAGS if name != "--shell-completion"]
+            raise UserError(f"unknown flag {flag!r}: {did_you_mean(flag, allowed)}allowed: {', '.join(allowed)}")
+        if flag in ("--cfg", "--config-dir") and not equals:
+            if not queue:
+                raise UserError(f"{flag} needs a value")
+            value = queue.pop(0)
+        found[flag] = value
+    if found.get("--cfg", "job") not in _SHOWN:
+        shown = found["--cfg"]
+        raise UserError(f"unknown --cfg {shown!r}: {did_you_mean(shown, _SHOWN)}allowed: {', '.join(_SHOWN)}")
+    if "--multirun" in found and verb != "run":
+        raise UserError(f"--multirun goes with run; {verb} takes lists, such as attentions=[softmax,linear]")
+    for word in overrides:
+        if "=" not in word and not word.startswith("~"):
+            raise UserError(f"cannot read {word!r}: give KEY=VALUE; see 'cab {verb} --help'")
+    return Arguments(
+        verb=verb,
+        overrides=tuple(overrides),
+        multirun="--multirun" in found,
+        show=found.get("--cfg"),
+        resolve="--resolve" in found,
+        config_dir=Path(found["--config-dir"]) if "--config-dir" in found else None,
+        help="--help" in found,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns the exit status: 0, 1 (something failed), 2 (the user's mistake), 130 (Ctrl-C)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(words)
+    except UserError as error:
+        print(f"cab: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("\ncab: interrupted; give the same command again and it goes on where it was", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe (head, say) has gone; point stdout away so that Python's own flush stays quiet too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+def _main(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("cab-attention"))
+        return 0
+    if words[0] in ("-sc", "--shell-completion") or words[1:2] in (["-sc"], ["--shell-completion"]):
+        from cab.completion import complete
+
+        return complete(words[1:] if words[0] in ("-sc", "--shell-completion") else words[2:])
+    arguments = parse(words)
+    if arguments.help:
+        print(page(arguments.verb))
+        return 0
+    from cab.commands import dispatch
+
+    return dispatch(arguments)

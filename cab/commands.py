@@ -1,0 +1,153 @@
+"""The verbs, behind the front end: compose the config, then call the verb's own function with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from cab import schema
+from cab.cli import EXIT_FAILED, Arguments
+from cab.compose import Composer
+
+if TYPE_CHECKING:
+    from cab.run import Cell
+    from cab.sweep import Refusal, SweepSummary
+
+
+def dispatch(arguments: Arguments) -> int:
+    """Runs a verb; returns its exit status."""
+    with Composer(arguments.config_dir) as composer:
+        if arguments.show is not None:
+            return show_config(composer, arguments)
+        return COMMANDS[arguments.verb](composer, arguments)
+
+
+def show_config(composer: Composer, arguments: Arguments) -> int:
+    """``--cfg``: the composed config as YAML."""
+    config = composer.compose(arguments.verb, arguments.overrides, with_hydra=True)
+    with open_dict(config):
+        hydra = config.pop("hydra")
+    shown = {"job": config, "hydra": hydra, "all": OmegaConf.merge({"hydra": hydra}, config)}[arguments.show or "job"]
+    with composer.one_line_errors(arguments.verb):
+        print(OmegaConf.to_yaml(shown, resolve=arguments.resolve), end="")
+    return 0
+
+
+def typed(composer: Composer, arguments: Arguments) -> Any:
+    """The verb's config as its dataclass."""
+    config = composer.compose(arguments.verb, arguments.overrides)
+    with composer.one_line_errors(arguments.verb):
+        return OmegaConf.to_object(config)
+
+
+def run(composer: Composer, arguments: Arguments) -> int:
+    """One run, or with ``-m`` a sweep. A sweep fails (1) where a run ended in an error."""
+    from cab.cells import resolve
+    from cab.progress import RunNarrator
+    from cab.records import RETRIED, Status
+
+    if arguments.multirun:
+        summary = sweep(composer, [list(arguments.overrides)])
+        print(summary)
+        return EXIT_FAILED if any(status in summary.ended for status in RETRIED) else 0
+    config = composer.compose("run", arguments.overrides, with_hydra=True)
+    with open_dict(config):
+        choices = dict(config.hydra.runtime.choices)
+        del config["hydra"]
+    with composer.one_line_errors("run"):
+        cell = resolve(config, choices)
+    status = RunNarrator(cell).run()
+    return 0 if status is Status.OK else EXIT_FAILED
+
+
+def sweep(
+    composer: Composer,
+    grids: list[list[str]],
+    *,
+    on_cell: Callable[[], None] = lambda: None,
+    refuse: Callable[[Cell], Refusal | None] = lambda cell: None,
+) -> SweepSummary:
+    """Runs the union of grids of ``run`` overrides through the planning sweeper and the configured launcher."""
+    from cab.sweep import PlanningSweeper, launched
+
+    shared = composer.parse(sorted(set.intersection(*(set(grid) for grid in grids))))
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    with composer.one_line_errors("run"):
+        # What is swept enters cell by cell; the master config needs what all cells share (launcher, results ...).
+        config: DictConfig = hydra.compose_config(
+            config_name="run",
+            overrides=[
+                *composer.search_path_override,
+                *(override.input_line or "" for override in shared if not override.is_sweep_override()),
+            ],
+            run_mode=RunMode.MULTIRUN,
+            with_log_configuration=False,
+        )
+    cells = [[line for line in grid if not line.lstrip("+").startswith(("hydra.", "hydra/"))] for grid in grids]
+    sweeper = PlanningSweeper(composer, on_cell=on_cell, refuse=refuse, dry_run=bool(config.dry_run))
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=hydra.callbacks)
+    sweeper.setup(hydra_context=context, task_function=launched, config=config)
+    return sweeper.sweep_grids(cells)
+
+
+def efficiency(composer: Composer, arguments: Arguments) -> int:
+    """The cost grid; fails (1) where a cell ended in an error."""
+    from cab.costs import measure_costs
+
+    return EXIT_FAILED if measure_costs(composer, typed(composer, arguments)).errors else 0
+
+
+def check(composer: Composer, arguments: Arguments) -> int:
+    """Certificates; fails (1) where a claimed pattern has none."""
+    from cab.check import check as run_check
+
+    config: schema.Check = typed(composer, arguments)
+    return 0 if run_check(config, composer.settings(config.attentions)) else EXIT_FAILED
+
+
+def report(composer: Composer, arguments: Arguments) -> int:
+    """Pages from records."""
+    from cab.errors import blame_user
+    from cab.report.make import report as make
+
+    with blame_user():
+        make(typed(composer, arguments))
+    return 0
+
+
+def leaderboard(composer: Composer, arguments: Arguments) -> int:
+    """Everything that a protocol names."""
+    from cab.leaderboard import Leaderboard
+
+    return Leaderboard(composer, composer.compose("leaderboard", arguments.overrides), arguments.overrides).run()
+
+
+def listing(composer: Composer, arguments: Arguments) -> int:
+    """Settings and tasks."""
+    from cab.listing import print_listing
+
+    print_listing(composer, typed(composer, arguments))
+    return 0
+
+
+def doctor(composer: Composer, arguments: Arguments) -> int:
+    """What this machine can do."""
+    from cab.doctor import examine
+
+    return 0 if examine(composer, typed(composer, arguments)) else EXIT_FAILED
+
+
+COMMANDS: dict[str, Callable[[Composer, Arguments], int]] = {
+    "run": run,
+    "leaderboard": leaderboard,
+    "efficiency": efficiency,
+    "check": check,
+    "report": report,
+    "list": listing,
+    "doctor": doctor,
+}

@@ -1,0 +1,121 @@
+"""The help texts: what each verb answers, and three examples that work when pasted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from textwrap import dedent
+
+
+@dataclass(frozen=True)
+class VerbHelp:
+    """One line, what it does, and examples as (command, what it shows)."""
+
+    summary: str
+    text: str
+    examples: tuple[tuple[str, str], ...]
+
+
+VERBS: dict[str, VerbHelp] = {
+    "leaderboard": VerbHelp(
+        "certificates, costs and task runs of a protocol, and their report",
+        """\
+        Runs what a protocol names and is not measured yet, and rebuilds the page as results come in.
+        Keys: protocol=quick  attentions=[...]  patterns=[...]  tasks=[...]  lengths=[...]  results=DIR
+              device=auto|cpu|cuda  dtype=float32|bfloat16  threads=N  tracker=none|wandb|tensorboard  dry_run=true""",
+        (
+            ("cab leaderboard protocol=quick", "the first look: 20 minutes on 2 cores"),
+            ("cab leaderboard protocol=quick dry_run=true", "what it would run"),
+            ("cab leaderboard 'attentions=[softmax,sdpa,linear]' 'tasks=[recall]'", "a part of it"),
+        ),
+    ),
+    "run": VerbHelp(
+        "train and evaluate one task with one attention; -m sweeps",
+        """\
+        Keys: task=NAME  attention=NAME  pattern=noncausal_self|causal_self|noncausal_cross|causal_cross
+              seed=N  size=tiny  slots=one|all  trainer.max_steps=N  attention.OPTION=VALUE  task.OPTION=VALUE
+              results=DIR  device=  dtype=  threads=  tracker=none|wandb|tensorboard
+        With -m, values separated by commas are swept over, and what is complete is not run again.""",
+        (
+            ("cab run task=recall attention=performer pattern=causal_self seed=1", "one run"),
+            ("cab run -m task=recall,lm attention=linear,performer pattern=causal_self seed=1,2", "eight runs"),
+            ("cab run task=lm attention=performer attention.num_features=64 trainer.max_steps=50", "overrides"),
+        ),
+    ),
+    "efficiency": VerbHelp(
+        "time, memory and work of attentions by length, paired with exact attention",
+        """\
+        Keys: attentions=[...]  patterns=[...]  lengths=[...]  lengths_key=[...]  results=DIR  device=  dtype=  threads=
+              measure.levels=[layer]  measure.phases=[inference]  measure.batch=  measure.heads=  measure.head_dim=
+              measure.replicates=  measure.time_limit=  measure.memory_limit=2GiB""",
+        (
+            ("cab efficiency 'attentions=[linear,performer]' 'lengths=[256,512]'", "two mechanisms, all patterns"),
+            ("cab efficiency 'attentions=[smyrf]' 'patterns=[noncausal_cross]' 'lengths=[512]' 'lengths_key=[2048]'",
+             "different query and key lengths"),
+            ("cab efficiency 'attentions=[softmax]' 'measure.levels=[op]' 'lengths=[1024]'", "without projections"),
+        ),  # fmt: skip
+    ),
+    "check": VerbHelp(
+        "conformance tests T1 to T14, and certificates",
+        """\
+        Keys: attentions=[...] (settings, wildcards, or the dotted path of a class)  patterns=[...]  results=DIR""",
+        (
+            ("cab check 'attentions=[performer]'", "one mechanism"),
+            ("cab check attentions=all", "the whole zoo"),
+            ("cab check 'attentions=[attention_zoo.sdpa.Sdpa]' 'patterns=[causal_self]'", "a class by its path"),
+        ),
+    ),
+    "report": VerbHelp(
+        "leaderboard.md, index.html and figures from records",
+        """\
+        Reads records only; the same records give the same bytes.
+        Keys: results=DIR (every folder below it that holds records)  folder=DIR (only this one)""",
+        (
+            ("cab report", "all that stands under results/"),
+            ("cab report results=results", "the same, said"),
+            ("cab report --cfg job", "its keys"),
+        ),
+    ),
+    "list": VerbHelp(
+        "attention settings and tasks",
+        """\
+        Keys: attentions=[...]  tasks=[...]  (names and wildcards)""",
+        (
+            ("cab list", "everything"),
+            ("cab list 'attentions=[\"s*\"]' 'tasks=[]'", "settings that begin with s"),
+            ("cab list 'attentions=[]'", "tasks only"),
+        ),
+    ),
+    "doctor": VerbHelp(
+        "what this machine can do, what is missing, and the command that gets it",
+        """\
+        Keys: results=DIR  device=""",
+        (
+            ("cab doctor", "this machine"),
+            ("cab doctor results=results", "and whether that folder can be written"),
+            ("cab doctor device=cpu", "as if there were no GPU"),
+        ),
+    ),
+}
+
+
+def overview() -> str:
+    """``cab --help``."""
+    verbs = "\n".join(f"  {name:<12} {verb.summary}" for name, verb in VERBS.items())
+    return (
+        "cab: which efficient attention keeps quality, in each of the four attention patterns,\n"
+        "and from which length it pays on this machine.\n\n"
+        f"usage: cab VERB [KEY=VALUE ...] [flags]\n\n{verbs}\n\n"
+        "flags of every verb:\n"
+        "  --help, -h            what it does, and examples\n"
+        "  --cfg job, -c job     print the config and stop; with --resolve, interpolations filled in\n"
+        "  --config-dir DIR      configs and modules of your own, beside ours\n"
+        "  --multirun, -m        (run) sweep over comma-separated values\n\n"
+        "shell completion: eval \"$(cab -sc install=bash)\"   (or zsh, fish)"
+    )
+
+
+def page(verb: str) -> str:
+    """``cab VERB --help``."""
+    entry = VERBS[verb]
+    examples = "\n".join(f"  {command}\n      # {what}" for command, what in entry.examples)
+    return f"cab {verb}: {entry.summary}\n\n{dedent(entry.text)}\n\nexamples:\n{examples}"

@@ -1,0 +1,230 @@
+"""``cab leaderboard``: what a protocol names and is not measured yet, and its page, rebuilt as results come in.
+
+Order: data, certificates, costs, task runs. Each part plans from the records, so the same command again does only
+what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+from attention_zoo.contract import Support
+from omegaconf import DictConfig, OmegaConf
+
+from cab import device as devices
+from cab import protocol, schema
+from cab.check import certificate, gate
+from cab.commands import sweep
+from cab.compose import Composer
+from cab.costs import measure_costs, patterns
+from cab.measure.environment import hardware_id
+from cab.records import RETRIED, RecordStore, Status
+from cab.report.make import make_report
+from cab.run import Cell, make_task, task_card
+from cab.sweep import Refusal
+
+# Keys of a run that the protocol owns beside those it lists itself.
+OWNED = ("lengths", "seeds", "baseline", "baselines", "protocol", "measure", "trainer")
+
+
+class Leaderboard:
+    """One protocol on this machine.
+
+    Args:
+        composer: the open Hydra context.
+        config: the composed ``leaderboard`` config.
+        overrides: the command line's, to pass on what concerns single runs.
+    """
+
+    REBUILD_S = 20.0
+
+    def __init__(self, composer: Composer, config: DictConfig, overrides: Sequence[str]) -> None:
+        self.composer = composer
+        with composer.one_line_errors("leaderboard"):
+            typed = OmegaConf.to_object(config)
+        assert isinstance(typed, schema.Leaderboard)
+        self.config = typed
+        self.overrides = overrides
+        self.device = devices.resolve_device(typed.device)
+        devices.resolve_dtype(typed.dtype, training=True)
+        self.threads = devices.resolve_threads(typed.threads)
+        self.settings = composer.settings(typed.attentions)
+        self.tasks = composer.select("task", typed.tasks) if typed.tasks else []
+        self.patterns = patterns(typed.patterns)
+        self.store = RecordStore(protocol.folder(typed.results, self.protocol, hardware_id(self.device)))
+        self.rebuilt = 0.0
+
+    @cached_property
+    def protocol(self) -> str:
+        """The protocol's name, or ``name+hash`` where a key that it owns was overridden."""
+        choice = next((word.partition("=")[2] for word in self.overrides if word.startswith("protocol=")), None)
+        frozen = OmegaConf.to_object(self.composer.compose("leaderboard", [f"protocol={choice}"] if choice else []))
+        given = {key: _plain(getattr(self.config, key)) for key in OWNED}
+        default = {key: _plain(getattr(frozen, key)) for key in OWNED}
+        changed = {key: value for key, value in given.items() if value != default[key]}
+        return protocol.effective_name(self.config.protocol, changed)
+
+    def run(self) -> int:
+        """Returns 0, or 1 where a cell ended in an error that a repeat could mend."""
+        protocol.require_writable(self.store.folder)
+        grids = self._grids()
+        if self.config.dry_run:
+            self._say(f"protocol {self.protocol} into {self.store.folder}")
+            for setting in self.settings:
+                self._say(f"  certificate and costs of {setting.name} at lengths {self.config.lengths}")
+            if grids:
+                sweep(self.composer, grids, refuse=self._refuse)
+            return 0
+        self._write_plan()
+        before = self._fingerprint()
+        self._prepare_data()
+        self._certify()
+        self._rebuild()
+        costs = measure_costs(self.composer, self._efficiency(), on_cell=self._rebuild_now_and_then)
+        ended = sweep(self.composer, grids, on_cell=self._rebuild_now_and_then, refuse=self._refuse) if grids else None
+        if ended is not None:
+            self._say(str(ended))
+        if self._fingerprint() != before or not (self.store.folder / "index.html").exists():
+            self._rebuild()
+        self._tell()
+        failed = costs.errors or (ended is not None and any(status in ended.ended for status in RETRIED))
+        return 1 if failed else 0
+
+    def _prepare_data(self) -> None:
+        for name in self.tasks:
+            node = self.composer.node("task", name)
+            card = task_card(name, str(node["_target_"]))
+            # What preparing needs does not depend on the pattern; the primary one is always there.
+            make_task(name, str(node["_target_"]), self._options(node) | {"pattern": card.primary_pattern}).prepare()
+
+    def _options(self, node: dict[str, Any]) -> dict[str, Any]:
+        """A task's options with the size of the protocol filled in."""
+        root = OmegaConf.create({"size": self.config.protocol.size, "task": node})
+        resolved = OmegaConf.to_container(root, resolve=True)
+        assert isinstance(resolved, dict)
+        return {str(key): value for key, value in resolved["task"].items() if key != "_target_"}
+
+    def _certify(self) -> None:
+        begin = time.monotonic()
+        for number, setting in enumerate(self.settings, start=1):
+            tick = time.monotonic()
+            made = certificate(setting, self.store.folder)
+            failed = [str(pattern) for pattern in setting.card.supports if not gate(made, pattern)[0]]
+            verdict = f"fails in {', '.join(failed)}" if failed else "holds"
+            self._say(f"[{number}/{len(self.settings)}] certificate of {setting.name} {verdict} ({_since(tick)})")
+        self._say(f"certificates: {_since(begin)}")
+
+    def _efficiency(self) -> schema.Efficiency:
+        config = self.config
+        return schema.Efficiency(
+            results=config.results,
+            device=config.device,
+            dtype=config.dtype,
+            threads=config.threads,
+            attentions=config.attentions,
+            patterns=config.patterns,
+            lengths=config.lengths,
+            baselines=config.baselines,
+            protocol=self.protocol,
+            measure=config.measure,
+        )
+
+    def _grids(self) -> list[list[str]]:
+        """Overrides of ``run``, a grid per task: the patterns that it scores, every attention and seed."""
+        config = self.config
+        given = [word for word in self.overrides if word.startswith(("trainer", "tracker", "hydra.", "hydra/"))]
+        choice = next((word for word in self.overrides if word.startswith("protocol=")), "protocol=quick")
+        grids = []
+        for name in self.tasks:
+            card = task_card(name, str(self.composer.node("task", name)["_target_"]))
+            scored = [str(pattern) for pattern in card.patterns if pattern in self.patterns]
+            if not scored:
+                continue
+            grids.append(
+                [
+                    f"task={name}",
+                    f"pattern={','.join(scored)}",
+                    f"seed={','.join(map(str, config.seeds))}",
+                    f"attention={','.join(setting.name for setting in self.settings)}",
+                    choice,
+                    f"protocol.name='{self.protocol}'",
+                    f"protocol.size={config.protocol.size}",
+                    f"results='{config.results}'",
+                    f"device={self.device}",
+                    f"dtype={config.dtype}",
+                    f"threads={self.threads}",
+                    f"baseline={config.baseline}",
+                    f"dry_run={config.dry_run}",
+                    *given,
+                ]
+            )
+        return grids
+
+    def _refuse(self, cell: Cell) -> Refusal | None:
+        """A run whose number could not enter the board is not run; the record says why."""
+        support = cell.setting.card.supports.get(cell.pattern)
+        if support is None:
+            return None
+        if support is Support.VALUE_CAUSAL:
+            return Status.UNSUPPORTED, "sees the future: causal in the values only"
+        passed, reason = gate(certificate(cell.setting, self.store.folder), cell.pattern)
+        return None if passed else (Status.FAILED_CERTIFICATE, reason)
+
+    def _write_plan(self) -> None:
+        """``plan.json``: what the page shows as pending while no record is there."""
+        plan: list[dict[str, Any]] = []
+        for setting in self.settings:
+            for pattern in self.patterns:
+                plan += [
+                    {"setting": setting.name, "pattern": str(pattern), "length_q": length}
+                    for length in self.config.lengths
+                ]
+                plan += [
+                    {"setting": setting.name, "pattern": str(pattern), "task": name}
+                    for name in self.tasks
+                    if pattern in task_card(name, str(self.composer.node("task", name)["_target_"])).patterns
+                ]
+        path = self.store.folder / "plan.json"
+        path.write_text(json.dumps(plan, indent=0) + "\n")
+
+    def _fingerprint(self) -> list[tuple[str, int]]:
+        """Names and sizes of the files that a report reads."""
+        folders = ("records", "certificates", "cards")
+        files = [path for folder in folders for path in (self.store.folder / folder).glob("*")]
+        return sorted((str(path), path.stat().st_size) for path in files)
+
+    def _rebuild_now_and_then(self) -> None:
+        if time.monotonic() - self.rebuilt > self.REBUILD_S:
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        tick = time.monotonic()
+        make_report(self.store.folder)
+        # A rebuild that takes long comes less often.
+        self.rebuilt = time.monotonic() + 4 * (time.monotonic() - tick)
+
+    def _tell(self) -> None:
+        report = make_report(self.store.folder)
+        for line in report.top:
+            print(line)
+        print(f"\nleaderboard: {self.store.folder / 'leaderboard.md'}\npage:        {self.store.folder / 'index.html'}")
+
+    @staticmethod
+    def _say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
+
+
+def _since(tick: float) -> str:
+    return f"{time.monotonic() - tick:.1f} s"
+
+

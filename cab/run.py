@@ -1,0 +1,453 @@
+"""One run: a task with an attention in the slots of one pattern; trains, evaluates, records.
+
+The way of a number: the config is resolved to a :class:`Cell`, whose key says whether its records are there already;
+:func:`execute` trains and evaluates it and appends one row per value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from attention_zoo.contract import Pattern, Unsupported
+from tasks.contract import Recipe, Scores, Task, TaskCard
+from tasks.sources import DataUnavailable
+
+from cab import device as devices
+from cab import protocol
+from cab.errors import UserError, did_you_mean, one_line
+from cab.measure.environment import hardware_id, write_manifest
+from cab.measure.memory import peak_extra_bytes
+from cab.records import Record, RecordStore, Status, now
+from cab.schema import Run
+from cab.settings import Setting
+from cab.slots import fill
+from cab.source_hash import source_hash
+from cab.tracking import NoTracker, Tracker
+from cab.train import CorruptCheckpoint, Diverged, Progress, make_optimizer, to_device, train, training_step
+
+PARAMETER_BUDGET = 1.10  # CAB: an attention may add at most 10 % to the backbone's parameters
+
+
+class OverBudget(RuntimeError):
+    """The mechanism adds more parameters than the budget allows."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run, resolved: everything that decides its result, and where its records go."""
+
+    config: Run
+    task_name: str
+    task_setting: str
+    task_target: str
+    task_options: Mapping[str, Any]
+    setting: Setting
+    baseline: Setting
+    pattern: Pattern
+    device: str
+    protocol: str
+
+    @cached_property
+    def task(self) -> Task:
+        """The task object; what its options say wrongly is a :class:`UserError`."""
+        return make_task(self.task_name, self.task_target, {**self.task_options, "pattern": self.pattern})
+
+    @property
+    def store(self) -> RecordStore:
+        return RecordStore(protocol.folder(self.config.results, self.protocol, hardware_id(self.device)))
+
+    @property
+    def recipe(self) -> Recipe:
+        """The task's recipe at its size, with what the trainer config overrides."""
+        given = {"max_steps": self.config.trainer.max_steps, "learning_rate": self.config.trainer.learning_rate}
+        recipe = replace(self.task.recipe, **{key: value for key, value in given.items() if value is not None})
+        return replace(recipe, warmup_steps=min(recipe.warmup_steps, recipe.max_steps))
+
+    @property
+    def unsupported(self) -> str | None:
+        """The card's reason where the mechanism has no form for the pattern."""
+        return self.setting.card.unsupported.get(self.pattern)
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the resolved config that affects the result, of the code, torch, hardware and threads."""
+        identity = {
+            "task": [self.task_target, dict(self.task_options)],
+            "attention": [self.setting.target, dict(self.setting.options)],
+            "baseline": [self.baseline.target, dict(self.baseline.options)],
+            "pattern": self.pattern,
+            "slots": self.config.slots,
+            "seed": self.config.seed,
+            "trainer": [self.config.trainer.max_steps, self.config.trainer.learning_rate],
+            "dtype": self.config.dtype,
+            "code": source_hash(
+                [self.setting.module, self.baseline.module, self.task_target.rpartition(".")[0], "cab.train"]
+            ),
+            **machine_identity(self.device),
+        }
+        return digest(identity)
+
+    @cached_property
+    def floor_key(self) -> str:
+        """Key of the task's floors, which no mechanism enters."""
+        module = self.task_target.rpartition(".")[0]
+        return digest({"task": [self.task_target, dict(self.task_options), self.pattern], "code": source_hash([module])})
+
+    def resolved(self) -> dict[str, Any]:
+        """The resolved config, with the names that were chosen."""
+        return {
+            **asdict(self.config),
+            "attention": {"setting": self.setting.name, "target": self.setting.target, **self.setting.options},
+            "task": {"name": self.task_name, "target": self.task_target, **self.task_options},
+            "pattern": str(self.pattern),
+            "device": self.device,
+        }
+
+    def columns(self) -> dict[str, Any]:
+        """The columns that all rows of the run share."""
+        task = self.task
+        target, source = task.card.lengths[task.size]
+        return {
+            "protocol": self.protocol,
+            "pattern": str(self.pattern),
+            "task": self.task_name,
+            "task_setting": self.task_setting,
+            "data": task.card.source,
+            "size": task.size,
+            "length_q": target,
+            "length_kv": target if source is None else source,
+            "dtype": self.config.dtype,
+            "device": self.device,
+            "hardware": hardware_id(self.device),
+            "threads": torch.get_num_threads(),
+            "level": "model",
+            "compiled": False,
+        }
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """16 hex digits of a mapping of plain values."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def machine_identity(device: str) -> dict[str, Any]:
+    """What a result depends on besides config and code."""
+    return {
+        "device": device,
+        "hardware": hardware_id(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def task_class(name: str, target: str) -> type[Task]:
+    """The class that a task's config names; a wrong target is a :class:`UserError` in one line."""
+    module, _, attribute = target.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"task {name!r}: cannot import {target!r}: {one_line(error)}") from error
+    if not (isinstance(kind, type) and issubclass(kind, Task)):
+        raise UserError(f"task {name!r}: {target!r} is not a subclass of Task")
+    return kind
+
+
+def task_card(name: str, target: str) -> TaskCard:
+    """The card of a task, without its data."""
+    return task_class(name, target).card
+
+
+def make_task(name: str, target: str, options: Mapping[str, Any]) -> Task:
+    """A task from its config node; a wrong option is a :class:`UserError` in one line."""
+    try:
+        return task_class(name, target)(**options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"task {name!r}: {one_line(error)}") from error
+
+
+def resolve_pattern(name: str | None, task_name: str, task_target: str) -> Pattern:
+    """The pattern under test: the task's primary one where none is given."""
+    card = task_card(task_name, task_target)
+    if name is None:
+        return card.primary_pattern
+    if name not in {str(pattern) for pattern in Pattern}:
+        hint = did_you_mean(name, [str(pattern) for pattern in Pattern])
+        raise UserError(f"unknown pattern {name!r}: {hint}allowed: {', '.join(Pattern)}")
+    if Pattern(name) not in card.patterns:
+        scored = ", ".join(str(pattern) for pattern in card.patterns)
+        raise UserError(f"task {task_name!r} does not score pattern {name!r}: allowed: {scored}")
+    return Pattern(name)
+
+
+OnLog = Callable[[int, float], None]
+
+
+def execute(
+    cell: Cell,
+    *,
+    tracker: Tracker | None = None,
+    on_log: OnLog = lambda step, loss: None,
+    say: Callable[[str], None] = print,
+) -> Status:
+    """Trains and evaluates a cell and records every value; a failure is recorded with its reason.
+
+    Args:
+        cell: what to run.
+        tracker: mirrors the curve and the values.
+        on_log: called with (step, loss) at each logged step.
+        say: prints a warning, such as that of a damaged checkpoint.
+
+    Raises:
+        KeyboardInterrupt: after a signal, with the checkpoint written.
+    """
+    store, started, begin = cell.store, now(), time.perf_counter()
+    manifest = write_manifest(store.folder, cell.device, cell.resolved())
+
+    def shared() -> dict[str, Any]:
+        return {
+            **run_columns(cell),
+            "started_at": started,
+            "duration_s": time.perf_counter() - begin,
+            "manifest": manifest,
+        }
+
+    def failure(status: Status, reason: str) -> Status:
+        return record_failure(cell, status, reason, **shared())
+
+    if cell.unsupported is not None:
+        return failure(Status.UNSUPPORTED, cell.unsupported)
+    try:
+        cell.task.prepare()
+        rows, arrays = _measure(cell, tracker or NoTracker(), on_log, say)
+        record_floors(cell, manifest)
+    except Unsupported as error:
+        return failure(Status.UNSUPPORTED, error.reason)
+    except OverBudget as error:
+        return failure(Status.OVER_BUDGET, one_line(error))
+    except Diverged as error:
+        return failure(Status.DIVERGED, one_line(error))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        return failure(Status.OUT_OF_MEMORY, one_line(error))
+    except (UserError, DataUnavailable):
+        raise
+    except Exception as error:  # noqa: BLE001 - a failed cell of a sweep is a recorded result, and the sweep goes on
+        return failure(Status.ERROR, f"{type(error).__name__}: {one_line(error)} ({_keep_traceback(cell)})")
+    store.write_units(cell.key, arrays)
+    store.append(*(Record(**{**shared(), **row}, status=Status.OK) for row in rows))
+    _checkpoint(cell).unlink(missing_ok=True)
+    return Status.OK
+
+
+def run_columns(cell: Cell) -> dict[str, Any]:
+    """The columns that name a run in its rows."""
+    return {
+        **cell.columns(),
+        "run_key": cell.key,
+        "attention": cell.setting.card.name,
+        "setting": cell.setting.name,
+        "slots": cell.config.slots,
+        "seed": cell.config.seed,
+    }
+
+
+def record_failure(cell: Cell, status: Status, reason: str, **columns: Any) -> Status:
+    """One row, under the task's primary metric, that says why a run has no value."""
+    metric = cell.task.card.primary_metric
+    described = {
+        "metric": metric.name,
+        "unit": metric.unit,
+        "higher_is_better": metric.higher_is_better,
+        "split": "test",
+        "phase": "evaluate",
+    }
+    cell.store.append(Record(**{**run_columns(cell), "started_at": now(), **described, **columns}, status=status, reason=reason))
+    return status
+
+
+def _measure(
+    cell: Cell, tracker: Tracker, on_log: OnLog, say: Callable[[str], None]
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Trains and evaluates; the rows (without shared columns) and the side file's arrays."""
+    task, recipe = cell.task, cell.recipe
+    dtype = devices.resolve_dtype(cell.config.dtype, training=True)
+    tracker.start(f"{cell.task_setting}-{cell.pattern.short}-{cell.setting.name}-{cell.config.seed}-{cell.key[:6]}",
+                  cell.resolved(), cell.store.folder / "trackers")  # fmt: skip
+    model, progress = _trained(cell, recipe, dtype, tracker, on_log, say)
+    model.eval()
+    with torch.inference_mode():
+        scores = task.evaluate(model, "test")
+    rows: list[dict[str, Any]] = []
+    for metric in task.card.metrics:
+        rows.append(
+            {
+                "metric": metric.name,
+                "value": metric.value(scores),
+                "unit": metric.unit,
+                "higher_is_better": metric.higher_is_better,
+                "split": "test",
+                "phase": "evaluate",
+            }
+        )
+    peak = _training_memory(cell, model, recipe, dtype)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    for name, value, unit, better in (
+        ("steps_per_s", progress.step / progress.seconds, "steps/s", True),
+        ("tokens_per_s", progress.tokens / progress.seconds, "tokens/s", True),
+        ("train_time_s", progress.seconds, "s", False),
+        ("peak_extra_bytes", peak, "B", False),
+        ("parameters", parameters, "parameters", False),
+    ):
+        rows.append(
+            {"metric": name, "value": float(value), "unit": unit, "higher_is_better": better, "phase": "train"}
+        )
+    tracker.finish({row["metric"]: row["value"] for row in rows})
+    arrays = unit_arrays(scores) | {
+        "curve/step": np.array(progress.logged_steps),
+        "curve/loss": np.array(progress.logged_losses),
+    }
+    return rows, arrays
+
+
+def build_model(cell: Cell) -> torch.nn.Module:
+    """The backbone with the mechanism in its slots, within the parameter budget, on the cell's device.
+
+    Raises:
+        OverBudget: the parameters exceed those of the same backbone with exact attention by more than 10 %.
+    """
+    slots = fill(cell.setting, cell.baseline, cell.pattern, seed=cell.config.seed, slots=_slots(cell.config.slots))
+    torch.manual_seed(cell.config.seed)
+    model = cell.task.build_model(slots)
+    torch.manual_seed(cell.config.seed)
+    exact = cell.task.build_model(fill(cell.baseline, cell.baseline, cell.pattern, seed=cell.config.seed))
+    count, allowed = (sum(p.numel() for p in m.parameters()) for m in (model, exact))
+    if count > PARAMETER_BUDGET * allowed:
+        raise OverBudget(
+            f"{count:,} parameters, {count / allowed - 1:+.0%} on the backbone's {allowed:,}; the budget is +10 %"
+        )
+    if cell.config.dtype == "float64":
+        model = model.double()
+    return model.to(cell.device)
+
+
+def _slots(name: str) -> Any:
+    if name not in ("one", "all"):
+        raise UserError(f"unknown slots {name!r}: {did_you_mean(name, ['one', 'all'])}allowed: all, one")
+    return name
+
+
+def _trained(
+    cell: Cell, recipe: Recipe, dtype: torch.dtype, tracker: Tracker, on_log: OnLog, say: Callable[[str], None]
+) -> tuple[torch.nn.Module, Progress]:
+    def log(step: int, loss: float) -> None:
+        tracker.log(step, {"loss": loss})
+        on_log(step, loss)
+
+    for _ in range(2):
+        model = build_model(cell)
+        with contextlib.suppress(CorruptCheckpoint):
+            progress = train(
+                cell.task,
+                model,
+                recipe,
+                seed=cell.config.seed,
+                dtype=dtype,
+                checkpoint=_checkpoint(cell),
+                checkpoint_interval_s=cell.config.trainer.checkpoint_interval_s,
+                log_every=cell.config.trainer.log_every,
+                on_log=log,
+                warn=say,
+            )
+            return model, progress
+    raise RuntimeError(f"the checkpoint {_checkpoint(cell)} cannot be removed")
+
+
+def _checkpoint(cell: Cell) -> Path:
+    return cell.store.folder / "checkpoints" / f"{cell.key}.pt"
+
+
+def _training_memory(cell: Cell, model: torch.nn.Module, recipe: Recipe, dtype: torch.dtype) -> int:
+    """Peak extra bytes of one training step (forward, backward, update) over model, optimiser state and batch."""
+    device = next(model.parameters()).device
+    batch = to_device(next(cell.task.batches("train", cell.config.seed)), device)
+    optimizer = make_optimizer(model, recipe)
+    model.train()
+    training_step(cell.task, model, batch, optimizer, recipe, dtype)
+
+    def step() -> None:
+        training_step(cell.task, model, batch, optimizer, recipe, dtype)
+
+    return peak_extra_bytes(step, device=cell.device)
+
+
+def unit_arrays(scores: Scores) -> dict[str, np.ndarray]:
+    """Scores as the arrays of a side file: ``units``, ``values/<metric>``, ``weights/<metric>``."""
+    return {
+        "units": np.array(scores.units, dtype=np.str_),
+        **{f"values/{name}": array for name, array in scores.values.items()},
+        **{f"weights/{name}": array for name, array in scores.weights.items()},
+    }
+
+
+def record_floors(cell: Cell, manifest: str | None) -> None:
+    """Records the task's trivial predictors, and its card, once per folder."""
+    store = cell.store
+    write_task_card(cell.task, cell.task_name, store.folder)
+    keys = {name: f"{cell.floor_key}-{name.replace(' ', '_')}" for name in cell.task.card.floors}
+    if store.complete() >= set(keys.values()):
+        return
+    for name, scores in cell.task.floors("test").items():
+        key = keys[name]
+        store.write_units(key, unit_arrays(scores))
+        rows = [metric for metric in cell.task.card.metrics if metric.name in scores.values]
+        store.append(
+            *(
+                Record(
+                    **cell.columns(),
+                    run_key=key,
+                    setting=f"floor:{name}",
+                    metric=metric.name,
+                    value=metric.value(scores),
+                    unit=metric.unit,
+                    higher_is_better=metric.higher_is_better,
+                    split="test",
+                    phase="evaluate",
+                    status=Status.OK,
+                    started_at=now(),
+                    manifest=manifest,
+                )
+                for metric in rows
+            )
+        )
+
+
+def write_task_card(task: Task, name: str, folder: Path) -> None:
+    """``cards/task-<name>.json``: the card, which reports read; overwritten with equal content by every run."""
+    path = folder / "cards" / f"task-{name}.json"
+    content = json.dumps(asdict(task.card) | {"name": name}, indent=1, sort_keys=True, default=str) + "\n"
+    if path.exists() and path.read_text() == content:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(content)
+    partial.replace(path)
+
+
+def _keep_traceback(cell: Cell) -> str:
+    """Writes the traceback of the exception in hand beside the records; returns where, relative to the folder."""
+    path = cell.store.folder / "logs" / f"{cell.key}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(traceback.format_exc())
+    return str(path.relative_to(cell.store.folder))

@@ -1,0 +1,181 @@
+"""The sweeper that plans: expands grids to cells, drops what is complete, hands the rest to the configured launcher.
+
+It is a Hydra :class:`~hydra.plugins.sweeper.Sweeper`, so every Hydra launcher works under it; ``cab run -m`` and
+``cab leaderboard`` both use it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra.utils import instantiate
+from omegaconf import DictConfig, open_dict
+
+from cab.cells import resolve
+from cab.compose import Composer
+from cab.protocol import require_writable
+from cab.records import Status
+from cab.run import Cell, execute, record_failure
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell and the overrides that compose it."""
+
+    overrides: list[str]
+    cell: Cell
+
+    def describe(self) -> str:
+        cell = self.cell
+        return f"{cell.task_setting} {cell.pattern} {cell.setting.name} seed {cell.config.seed}"
+
+
+Refusal = tuple[Status, str]
+
+
+@dataclass
+class SweepSummary:
+    """How many cells were asked for, were complete before, and how the others ended."""
+
+    planned: int = 0
+    complete: int = 0
+    ended: dict[str, int] = field(default_factory=dict)
+
+    def count(self, status: str) -> None:
+        self.ended[status] = self.ended.get(status, 0) + 1
+
+    def __str__(self) -> str:
+        parts = [f"{count} {status.replace('_', ' ')}" for status, count in sorted(self.ended.items())]
+        new = ", ".join(parts) if parts else "nothing new"
+        return f"{self.planned} runs: {self.complete} were complete; {new}"
+
+
+def launched(config: DictConfig) -> str:
+    """The task function that launchers call: one cell, in whatever process they chose; returns its status."""
+    cell = resolve(config, HydraConfig.get().runtime.choices)
+    return str(execute(cell, tracker=instantiate(cell.config.tracker)))
+
+
+class PlanningSweeper(Sweeper):
+    """Args:
+    composer: the open Hydra context.
+    on_cell: called after each batch of cells that ended.
+    refuse: the status and reason of a cell that is not to be run (no certificate, say), or None.
+    dry_run: show the plan and run nothing.
+    say: prints a line.
+    """
+
+    def __init__(
+        self,
+        composer: Composer,
+        *,
+        on_cell: Callable[[], None] = lambda: None,
+        refuse: Callable[[Cell], Refusal | None] = lambda cell: None,
+        dry_run: bool = False,
+        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    ) -> None:
+        self.composer = composer
+        self.on_cell = on_cell
+        self.refuse = refuse
+        self.dry_run = dry_run
+        self.say = say
+        self.summary = SweepSummary()
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context = hydra_context
+        self.config = config
+        with self.composer.one_line_errors("run"):
+            self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+                hydra_context=hydra_context, task_function=task_function, config=config
+            )
+
+    def plan(self, grids: Sequence[Sequence[str]]) -> list[PlannedCell]:
+        """The cells of all grids, in order, each once; a mistake in any of them is a ``UserError`` before any runs."""
+        cells: dict[str, PlannedCell] = {}
+        for grid in grids:
+            parsed = self.composer.parse(grid)
+            with self.composer.one_line_errors("run"):
+                combinations = BasicSweeper.split_arguments(parsed, None)[0]
+            for overrides in combinations:
+                with self.composer.one_line_errors("run"):
+                    config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+                with open_dict(config):
+                    choices = dict(config.hydra.runtime.choices)
+                    del config["hydra"]
+                with self.composer.one_line_errors("run"):
+                    cell = resolve(config, choices)
+                cells.setdefault(f"{cell.store.folder}/{cell.key}", PlannedCell(overrides, cell))
+        return list(cells.values())
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """One grid, as Hydra calls it."""
+        return self.sweep_grids([arguments])
+
+    def sweep_grids(self, grids: Sequence[Sequence[str]]) -> SweepSummary:
+        """Runs what is missing of the union of the grids."""
+        planned = self.plan(grids)
+        done: dict[str, set[str]] = {}
+        missing: list[PlannedCell] = []
+        for item in planned:
+            store = item.cell.store
+            folder = str(store.folder)
+            if folder not in done:
+                require_writable(store.folder)
+                done[folder] = store.complete()
+            if item.cell.key not in done[folder]:
+                missing.append(item)
+        self.summary = SweepSummary(planned=len(planned), complete=len(planned) - len(missing))
+        self.say(f"{len(planned)} runs planned, {self.summary.complete} complete, {len(missing)} to run")
+        if self.dry_run:
+            for item in missing:
+                self.say(f"  {item.describe()}")
+            return self.summary
+        self._run(missing)
+        return self.summary
+
+    def _recorded_gap(self, cell: Cell) -> bool:
+        """Records a cell that needs no run to be known as a gap: unsupported, or refused."""
+        refusal = self.refuse(cell)
+        if refusal is None and cell.unsupported is not None:
+            refusal = (Status.UNSUPPORTED, cell.unsupported)
+        if refusal is None:
+            return False
+        self.summary.count(record_failure(cell, *refusal))
+        return True
+
+    def _run(self, missing: list[PlannedCell]) -> None:
+        missing = [item for item in missing if not self._recorded_gap(item.cell)]
+        serial = isinstance(self.launcher, BasicLauncher)
+        size = 1 if serial else max(1, len(missing))
+        begin = time.monotonic()
+        for start in range(0, len(missing), size):
+            batch = missing[start : start + size]
+            for item in batch:
+                item.cell.task.prepare()
+            tick = time.monotonic()
+            returns = self.launcher.launch([item.overrides for item in batch], initial_job_idx=start)
+            for item, returned in zip(batch, returns, strict=True):
+                status = returned.return_value
+                self.summary.count(status)
+            finished = start + len(batch)
+            left = (time.monotonic() - begin) / finished * (len(missing) - finished)
+            took = time.monotonic() - tick
+            what = batch[0].describe() if serial else f"{len(batch)} runs"
+            note = "" if not serial or status == Status.OK else f": {status.replace('_', ' ')}"
+            self.say(f"[{finished}/{len(missing)}] {what}{note} ({took:.1f} s; about {_duration(left)} left)")
+            self.on_cell()
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
