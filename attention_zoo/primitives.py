@@ -178,3 +178,15 @@ def count_shared_rounds(
         of_key = key_id[..., r, :].gather(-1, key_slot.flatten(-3)).view_as(key_slot)
         count = count + (of_query[..., :, None] == of_key[..., None, :])
     return count
+
+
+def frozen_normal(*shape: int) -> Tensor:
+    """Independent N(0, 1) numbers for a buffer, from an own generator seeded once by torch's global one.
+
+    They are rounded to bfloat16, so that a model in any dtype compares the same projections: a hash that changed with
+    the dtype would be another mechanism there.
+    """
+    seed = int(torch.randint(2**63 - 1, (), device="cpu"))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    sample = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32).to(torch.bfloat16)
+    return sample.to(device=torch.get_default_device(), dtype=torch.get_default_dtype())
