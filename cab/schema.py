@@ -21,7 +21,9 @@ class Measure:
         phases: of ``inference``, ``training_forward``, ``training``.
         batch, heads, head_dim: of the inputs; the width of a layer is ``heads * head_dim``.
         replicates: processes per cell; the process is the unit of replication.
-        min_time_s: timed seconds per process and call after warm-up, at the most.
+        min_time_s: seconds of timed calls per process, mechanism and baseline together; ended by a whole pair.
+        warmup_time_s: seconds of calls before, at the most; it ends earlier once times have settled.
+        min_pairs: timed pairs per process, also where they take longer than ``min_time_s``.
         time_limit: seconds per child process; past it the cell is ``timeout``.
         memory_limit: of the child's extra memory, such as ``2GiB``; past it the cell is ``out_of_memory``.
         compile: ``torch.compile`` the layer.
@@ -34,6 +36,8 @@ class Measure:
     head_dim: int = 64
     replicates: int = 3
     min_time_s: float = 0.3
+    warmup_time_s: float = 0.3
+    min_pairs: int = 5
     time_limit: float = 60.0
     memory_limit: str | None = None
     compile: bool = False
