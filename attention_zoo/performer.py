@@ -146,7 +146,8 @@ class PerformerCore(linear.KernelCore):
 
     def draw(self, number: int) -> Float[Tensor, "m D"]:
         """Projection ``number`` of this core: a function of its seed, so that a resumed run draws the same ones."""
-        generator = torch.Generator("cpu").manual_seed(self.seed + number * 2**31)
+        # PyTorch's CPU generator reads 32 bits of a seed; an odd stride goes through all of them before it repeats.
+        generator = torch.Generator("cpu").manual_seed((self.seed + number * 0x9E3779B1) % 2**32)
         return gaussian_rows(self.num_features, self.head_dim, orthogonal=self.orthogonal, generator=generator)
 
     def get_extra_state(self) -> Tensor:
