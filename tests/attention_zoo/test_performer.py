@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from attention_zoo import build, build_core, performer
+from attention_zoo import build_core, performer
 from attention_zoo.contract import Pattern
 from attention_zoo.reference import performer as oracle
 from attention_zoo.reference import softmax as exact
