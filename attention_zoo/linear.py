@@ -29,7 +29,7 @@ from torch import Tensor
 
 from attention_zoo.contract import AttentionCore, Card, HeadwiseAttention, Pattern, State, Support
 from attention_zoo.primitives import SCAN_CHUNK, accumulation_dtype, causal_scan, without_autocast
-from attention_zoo.registry import UnknownName
+from attention_zoo.errors import UnknownName
 
 CARD = Card(
     name="linear",

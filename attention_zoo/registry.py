@@ -5,30 +5,21 @@ Nothing is imported before it is asked for, so listing names costs no import of 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from attention_zoo.errors import UnknownName
 
 if TYPE_CHECKING:
     from attention_zoo.contract import Attention, AttentionCore, Card
 
 ENTRY_POINT_GROUP = "attention_zoo"
-_NOT_MECHANISMS = frozenset({"contract", "registry", "primitives", "conformance", "reference", "integrations"})
-
-
-class UnknownName(ValueError):
-    """A name that is not among the allowed ones; the message lists the nearest and what is allowed."""
-
-    def __init__(self, what: str, name: str, allowed: Iterable[str]) -> None:
-        self.name, self.allowed = name, sorted(allowed)
-        near = difflib.get_close_matches(name, self.allowed, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        super().__init__(f"unknown {what} {name!r}: {hint}allowed: {', '.join(self.allowed) or 'none'}")
+_NOT_MECHANISMS = frozenset({"contract", "errors", "registry", "primitives", "conformance", "reference", "integrations"})
 
 
 def _own() -> list[str]:

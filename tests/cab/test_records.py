@@ -1,0 +1,91 @@
+"""Records: appended whole, read back, torn lines reported, duplicates counted once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cab.records import COLUMNS, Record, RecordStore, Status
+
+
+def record(key: str = "k1", value: float | None = 1.0, status: Status = Status.OK, **more) -> Record:
+    return Record(run_key=key, protocol="adhoc", metric="m", value=value, status=status, **more)
+
+
+def test_rows_come_back_with_all_columns(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    store.append(record(), record("k2", None, Status.UNSUPPORTED, reason="no form"))
+    frame = store.frame()
+    assert tuple(frame.columns) == COLUMNS
+    assert list(frame.run_key) == ["k1", "k2"]
+    assert frame.reason[1] == "no form"
+
+
+def test_a_value_goes_with_ok_and_a_reason_with_everything_else() -> None:
+    with pytest.raises(ValueError, match="a value with status ok"):
+        record(value=None)
+    with pytest.raises(ValueError, match="needs a reason"):
+        record(value=None, status=Status.TIMEOUT)
+
+
+def test_a_torn_line_is_reported_with_file_and_line_and_hides_no_other(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    store.append(record("a"), record("b"))
+    path = next(store.records_folder.glob("*.jsonl"))
+    path.write_bytes(path.read_bytes()[:-20])
+    other = RecordStore(tmp_path)
+    (store.records_folder / "z.jsonl").write_text(json.dumps(asdict(record("c"))) + "\n[1]\n")
+    problems: list[str] = []
+    assert list(other.frame(problems).run_key) == ["a", "c"]
+    assert [problem.split(": ")[0] for problem in problems] == [f"{path}:2", f"{store.records_folder / 'z.jsonl'}:2"]
+
+
+def test_the_same_row_twice_counts_once(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    store.append(record(), record())
+    assert len(store.frame()) == 1
+
+
+def test_errors_are_tried_again_and_other_failures_are_results(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    store.append(
+        record("ok"),
+        record("error", None, Status.ERROR, reason="r"),
+        record("oom", None, Status.OUT_OF_MEMORY, reason="r"),
+    )
+    assert store.complete() == {"ok", "oom"}
+
+
+def test_a_killed_writer_loses_nothing_that_it_had_appended(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from cab.records import *\n"
+        f"store = RecordStore(Path({str(tmp_path)!r}))\n"
+        "for i in range(10**6):\n"
+        "    store.append(Record(run_key=str(i), protocol='p', metric='m', value=1.0, status=Status.OK))\n"
+        "    print(i, flush=True)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    told = [int(child.stdout.readline()) for _ in range(50)]
+    os.kill(child.pid, signal.SIGKILL)
+    told += [int(line) for line in child.stdout.read().split()]
+    child.wait()
+    child.stdout.close()
+    keys = {row["run_key"] for row in RecordStore(tmp_path).lines()}
+    assert {str(i) for i in told} <= keys
+
+
+def test_side_files_come_back_and_leave_no_partial_file(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    store.write_units("k", {"values/m": np.arange(3.0), "units": np.array(["a", "b", "c"])})
+    back = store.read_units("k")
+    assert back["values/m"].tolist() == [0, 1, 2]
+    assert back["units"].tolist() == ["a", "b", "c"]
+    assert store.read_units("none") == {}
+    assert [path.name for path in (tmp_path / "units").iterdir()] == ["k.npz"]
