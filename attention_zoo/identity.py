@@ -36,6 +36,7 @@ CARD = Card(
     memory_order="L",
     supports={Pattern.NONCAUSAL_SELF: Support.PUBLISHED, Pattern.CAUSAL_SELF: Support.PUBLISHED},
     unsupported={Pattern.NONCAUSAL_CROSS: _NO_CROSS, Pattern.CAUSAL_CROSS: _NO_CROSS},
+    softmax_logits=True,  # a softmax over one key: whatever its logit, the weight is one
     past_influence=False,
     incremental=frozenset({Pattern.CAUSAL_SELF}),
 )
