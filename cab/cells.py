@@ -61,7 +61,8 @@ def resolve(config: DictConfig, choices: Mapping[str, str]) -> Cell:
     Raises:
         UserError: whatever the config asks for that is not there, in one line.
     """
-    run: Run = OmegaConf.to_object(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))  # type: ignore[assignment]
+    run = OmegaConf.to_object(config)
+    assert isinstance(run, Run)
     attention, task = _node(config, "attention"), _node(config, "task")
     attention_changed = _changed("attention", choices["attention"], attention)
     task_changed = _changed("task", choices["task"], task)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cab.errors import UserError, did_you_mean
+from cab.errors import UserError, unknown
 from cab.help import VERBS, overview, page
 
 EXIT_FAILED = 1
@@ -47,7 +47,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     """The command line ``cab VERB [FLAG ...] [OVERRIDE ...]``; raises :class:`UserError` for what it does not know."""
     verb, *rest = argv
     if verb not in VERBS:
-        raise UserError(f"unknown verb {verb!r}: {did_you_mean(verb, VERBS)}allowed: {', '.join(VERBS)}")
+        raise unknown("verb", verb, VERBS)
     long = {short: name for name, short in FLAGS.items()}
     overrides: list[str] = []
     found: dict[str, str] = {}
@@ -60,16 +60,14 @@ def parse(argv: Sequence[str]) -> Arguments:
         flag, equals, value = word.partition("=")
         flag = long.get(flag, flag)
         if flag not in FLAGS or flag == "--shell-completion":
-            allowed = [name for name in FLAGS if name != "--shell-completion"]
-            raise UserError(f"unknown flag {flag!r}: {did_you_mean(flag, allowed)}allowed: {', '.join(allowed)}")
+            raise unknown("flag", flag, set(FLAGS) - {"--shell-completion"})
         if flag in ("--cfg", "--config-dir") and not equals:
             if not queue:
                 raise UserError(f"{flag} needs a value")
             value = queue.pop(0)
         found[flag] = value
     if found.get("--cfg", "job") not in _SHOWN:
-        shown = found["--cfg"]
-        raise UserError(f"unknown --cfg {shown!r}: {did_you_mean(shown, _SHOWN)}allowed: {', '.join(_SHOWN)}")
+        raise unknown("--cfg", found["--cfg"], _SHOWN)
     if "--multirun" in found and verb != "run":
         raise UserError(f"--multirun goes with run; {verb} takes lists, such as attentions=[softmax,linear]")
     for word in overrides:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -90,7 +91,7 @@ def sweep(
         )
     cells = [[line for line in grid if not line.lstrip("+").startswith(("hydra.", "hydra/"))] for grid in grids]
     sweeper = PlanningSweeper(composer, on_cell=on_cell, refuse=refuse, dry_run=bool(config.dry_run))
-    context = HydraContext(config_loader=hydra.config_loader, callbacks=hydra.callbacks)
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
     sweeper.setup(hydra_context=context, task_function=launched, config=config)
     return sweeper.sweep_grids(cells)
 

@@ -9,7 +9,7 @@ import os
 import shlex
 from collections.abc import Sequence
 
-from cab.errors import UserError, did_you_mean
+from cab.errors import unknown
 from cab.help import VERBS
 
 SCRIPTS = {
@@ -40,12 +40,12 @@ complete -c cab -f -a '(__cab_complete)'
 
 
 def complete(words: Sequence[str]) -> int:
-    """``install=SHELL`` prints the script, ``query=SHELL`` the completions of ``COMP_LINE``, ``uninstall`` its undoing."""
+    """``install=SHELL`` prints the script, ``query=SHELL`` what completes ``COMP_LINE``, ``uninstall`` its undoing."""
     action, _, shell = (words[0] if words else "").partition("=")
     if action not in ("install", "uninstall", "query"):
-        raise UserError(f"unknown completion {action!r}: allowed: install=SHELL, uninstall=SHELL, query=SHELL")
+        raise unknown("completion", action, ("install", "uninstall", "query"))
     if shell not in SCRIPTS:
-        raise UserError(f"unknown shell {shell!r}: {did_you_mean(shell, SCRIPTS)}allowed: {', '.join(SCRIPTS)}")
+        raise unknown("shell", shell, SCRIPTS)
     if action == "install":
         print(SCRIPTS[shell], end="")
     elif action == "uninstall":

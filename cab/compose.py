@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import cached_property
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from attention_zoo.registry import UnknownName, plugins
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_loader import ConfigLoader
@@ -26,12 +26,13 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from importlib.metadata import entry_points
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from attention_zoo.errors import UnknownName
+from attention_zoo.registry import plugins
 from cab import schema
-from cab.errors import UserError, did_you_mean, one_line
+from cab.errors import UserError, folded, one_line, unknown
 from cab.settings import Setting
 
 TASK_ENTRY_POINTS = "tasks"
@@ -123,7 +124,7 @@ class Composer:
         for pattern in wanted:
             matches = [name for name in allowed if pattern == "all" or fnmatchcase(name, pattern)]
             if not matches:
-                raise UserError(one_line(UnknownName(group, pattern, ["all", *allowed])))
+                raise unknown(group, pattern, ["all", *allowed])
             chosen += [name for name in matches if name not in chosen]
         return chosen
 
@@ -165,8 +166,8 @@ class Composer:
         if "not in" in text and (unknown or full):
             return self._unknown_key(verb, (full or unknown)[1])  # type: ignore[index]
         if full:
-            return f"{full[1]}: {one_line(text.split('full_key')[0])}"
-        return one_line(text.replace("See https://hydra.cc", "").split("Set the environment variable")[0])
+            return f"{full[1]}: {folded(text.split('full_key')[0])}"
+        return folded(text.split("Set the environment variable")[0])
 
     def _unknown_key(self, verb: str, key: str) -> str:
         parent, _, last = key.rpartition(".")
@@ -178,6 +179,6 @@ class Composer:
         if parent in ("attention", "task") and config is not None:
             node = None
         allowed = sorted(str(name) for name in node) if isinstance(node, DictConfig) else []
-        hint = did_you_mean(last, allowed)
-        listed = f"allowed: {', '.join(allowed)}" if allowed else f"see 'cab {verb} --cfg job' for its keys"
-        return f"unknown key {key!r}: {hint}{listed}"
+        if not allowed:
+            return f"unknown key {key!r}: see 'cab {verb} --cfg job' for its keys"
+        return str(UnknownName(f"key {key!r}," if parent else "key", last, allowed))

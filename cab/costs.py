@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from attention_zoo.contract import Pattern
-
 from cab import device as devices
 from cab import protocol
 from cab.check import certificate, gate
 from cab.compose import Composer
 from cab.efficiency import Summary, efficiency
-from cab.errors import UserError, did_you_mean
+from cab.errors import unknown
 from cab.measure.environment import hardware_id
 from cab.records import RecordStore
 from cab.schema import Efficiency
@@ -25,9 +24,7 @@ def patterns(wanted: list[str]) -> list[Pattern]:
     allowed = [str(pattern) for pattern in Pattern]
     for name in wanted:
         if name != "all" and name not in allowed:
-            raise UserError(
-                f"unknown pattern {name!r}: {did_you_mean(name, allowed)}allowed: all, {', '.join(allowed)}"
-            )
+            raise unknown("pattern", name, ["all", *allowed])
     return [pattern for pattern in Pattern if "all" in wanted or str(pattern) in wanted]
 
 
@@ -41,9 +38,7 @@ def certificate_gate(folder: Path) -> Callable[[Setting, Pattern], str | None]:
     return refusal
 
 
-def measure_costs(
-    composer: Composer, config: Efficiency, *, on_cell: Callable[[], None] = lambda: None
-) -> Summary:
+def measure_costs(composer: Composer, config: Efficiency, *, on_cell: Callable[[], None] = lambda: None) -> Summary:
     """The grid of a config, measured where it is missing."""
     device = devices.resolve_device(config.device)
     devices.resolve_dtype(config.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cab.errors import UserError, did_you_mean
+from cab.errors import UserError, unknown
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -13,7 +13,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def resolve_device(name: str) -> str:
     """``cpu`` or ``cuda``; ``auto`` is cuda where there is one."""
     if name not in DEVICES:
-        raise UserError(f"unknown device {name!r}: {did_you_mean(name, DEVICES)}allowed: {', '.join(DEVICES)}")
+        raise unknown("device", name, DEVICES)
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -25,7 +25,7 @@ def resolve_dtype(name: str, *, training: bool = False) -> torch.dtype:
     """The dtype of a name; training takes no float16, which would need loss scaling."""
     allowed = [key for key in DTYPES if not (training and key == "float16")]
     if name not in allowed:
-        raise UserError(f"unknown dtype {name!r}: {did_you_mean(name, allowed)}allowed: {', '.join(allowed)}")
+        raise unknown("dtype", name, allowed)
     return DTYPES[name]
 
 

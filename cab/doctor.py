@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from tasks.sources import cache_folder
 
 from cab.compose import Composer
 from cab.device import resolve_device
@@ -20,6 +19,7 @@ from cab.measure.environment import describe, hardware_id
 from cab.protocol import require_writable
 from cab.run import task_class
 from cab.schema import Doctor
+from tasks.sources import cache_folder
 
 EXTRAS = (
     ("tensorboard", "tracker=tensorboard", "pip install 'cab-attention[tensorboard]'"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+from attention_zoo.errors import UnknownName
 
 
 class UserError(ValueError):
@@ -24,10 +25,14 @@ def blame_user() -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """The message of an error with all white space folded; its type where it has no message."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return folded(str(error)) or type(error).__name__
 
 
-def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """``did you mean 'x'? `` with the nearest allowed name, or nothing where none is near."""
-    near = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}? " if near else ""
+def folded(text: str) -> str:
+    """The text on one line."""
+    return " ".join(text.split())
+
+
+def unknown(what: str, name: str, allowed: Iterable[str]) -> UserError:
+    """The error for a name that is not among the allowed ones, with the nearest and what is allowed."""
+    return UserError(str(UnknownName(what, name, allowed)))

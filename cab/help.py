@@ -49,10 +49,12 @@ VERBS: dict[str, VerbHelp] = {
               measure.replicates=  measure.time_limit=  measure.memory_limit=2GiB""",
         (
             ("cab efficiency 'attentions=[linear,performer]' 'lengths=[256,512]'", "two mechanisms, all patterns"),
-            ("cab efficiency 'attentions=[smyrf]' 'patterns=[noncausal_cross]' 'lengths=[512]' 'lengths_key=[2048]'",
-             "different query and key lengths"),
+            (
+                "cab efficiency 'attentions=[smyrf]' 'patterns=[noncausal_cross]' 'lengths=[512]' 'lengths_key=[2048]'",
+                "different query and key lengths",
+            ),
             ("cab efficiency 'attentions=[softmax]' 'measure.levels=[op]' 'lengths=[1024]'", "without projections"),
-        ),  # fmt: skip
+        ),
     ),
     "check": VerbHelp(
         "conformance tests T1 to T14, and certificates",
@@ -110,7 +112,7 @@ def overview() -> str:
         "  --cfg job, -c job     print the config and stop; with --resolve, interpolations filled in\n"
         "  --config-dir DIR      configs and modules of your own, beside ours\n"
         "  --multirun, -m        (run) sweep over comma-separated values\n\n"
-        "shell completion: eval \"$(cab -sc install=bash)\"   (or zsh, fish)"
+        'shell completion: eval "$(cab -sc install=bash)"   (or zsh, fish)'
     )
 
 

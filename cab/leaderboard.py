@@ -14,9 +14,9 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-from attention_zoo.contract import Support
 from omegaconf import DictConfig, OmegaConf
 
+from attention_zoo.contract import Support
 from cab import device as devices
 from cab import protocol, schema
 from cab.check import certificate, gate
@@ -226,5 +226,3 @@ def _plain(value: Any) -> Any:
 
 def _since(tick: float) -> str:
     return f"{time.monotonic() - tick:.1f} s"
-
-

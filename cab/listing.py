@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from attention_zoo.contract import Pattern, Support
 from rich.console import Console
 from rich.table import Table
 
+from attention_zoo.contract import Pattern, Support
 from cab.compose import Composer
 from cab.run import task_card
 from cab.schema import Listing

@@ -163,7 +163,7 @@ class RecordStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
         with partial.open("wb") as file:
-            np.savez_compressed(file, **dict(arrays))
+            np.savez_compressed(file, allow_pickle=False, **dict(arrays))
         partial.replace(path)
         return path
 

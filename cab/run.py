@@ -21,13 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from attention_zoo.contract import Pattern, Unsupported
-from tasks.contract import Recipe, Scores, Task, TaskCard
-from tasks.sources import DataUnavailable
 
+from attention_zoo.contract import Pattern, Unsupported
 from cab import device as devices
 from cab import protocol
-from cab.errors import UserError, did_you_mean, one_line
+from cab.errors import UserError, one_line, unknown
 from cab.measure.environment import hardware_id, write_manifest
 from cab.measure.memory import peak_extra_bytes
 from cab.records import Record, RecordStore, Status, now
@@ -37,6 +35,8 @@ from cab.slots import fill
 from cab.source_hash import source_hash
 from cab.tracking import NoTracker, Tracker
 from cab.train import CorruptCheckpoint, Diverged, Progress, make_optimizer, to_device, train, training_step
+from tasks.contract import Recipe, Scores, Task, TaskCard
+from tasks.sources import DataUnavailable
 
 PARAMETER_BUDGET = 1.10  # CAB: an attention may add at most 10 % to the backbone's parameters
 
@@ -72,8 +72,12 @@ class Cell:
     @property
     def recipe(self) -> Recipe:
         """The task's recipe at its size, with what the trainer config overrides."""
-        given = {"max_steps": self.config.trainer.max_steps, "learning_rate": self.config.trainer.learning_rate}
-        recipe = replace(self.task.recipe, **{key: value for key, value in given.items() if value is not None})
+        trainer, recipe = self.config.trainer, self.task.recipe
+        recipe = replace(
+            recipe,
+            max_steps=recipe.max_steps if trainer.max_steps is None else trainer.max_steps,
+            learning_rate=recipe.learning_rate if trainer.learning_rate is None else trainer.learning_rate,
+        )
         return replace(recipe, warmup_steps=min(recipe.warmup_steps, recipe.max_steps))
 
     @property
@@ -104,7 +108,9 @@ class Cell:
     def floor_key(self) -> str:
         """Key of the task's floors, which no mechanism enters."""
         module = self.task_target.rpartition(".")[0]
-        return digest({"task": [self.task_target, dict(self.task_options), self.pattern], "code": source_hash([module])})
+        return digest(
+            {"task": [self.task_target, dict(self.task_options), self.pattern], "code": source_hash([module])}
+        )
 
     def resolved(self) -> dict[str, Any]:
         """The resolved config, with the names that were chosen."""
@@ -184,8 +190,7 @@ def resolve_pattern(name: str | None, task_name: str, task_target: str) -> Patte
     if name is None:
         return card.primary_pattern
     if name not in {str(pattern) for pattern in Pattern}:
-        hint = did_you_mean(name, [str(pattern) for pattern in Pattern])
-        raise UserError(f"unknown pattern {name!r}: {hint}allowed: {', '.join(Pattern)}")
+        raise unknown("pattern", name, Pattern)
     if Pattern(name) not in card.patterns:
         scored = ", ".join(str(pattern) for pattern in card.patterns)
         raise UserError(f"task {task_name!r} does not score pattern {name!r}: allowed: {scored}")
@@ -273,7 +278,9 @@ def record_failure(cell: Cell, status: Status, reason: str, **columns: Any) -> S
         "split": "test",
         "phase": "evaluate",
     }
-    cell.store.append(Record(**{**run_columns(cell), "started_at": now(), **described, **columns}, status=status, reason=reason))
+    cell.store.append(
+        Record(**{**run_columns(cell), "started_at": now(), **described, **columns}, status=status, reason=reason)
+    )
     return status
 
 
@@ -289,18 +296,17 @@ def _measure(
     model.eval()
     with torch.inference_mode():
         scores = task.evaluate(model, "test")
-    rows: list[dict[str, Any]] = []
-    for metric in task.card.metrics:
-        rows.append(
-            {
-                "metric": metric.name,
-                "value": metric.value(scores),
-                "unit": metric.unit,
-                "higher_is_better": metric.higher_is_better,
-                "split": "test",
-                "phase": "evaluate",
-            }
-        )
+    rows: list[dict[str, Any]] = [
+        {
+            "metric": metric.name,
+            "value": metric.value(scores),
+            "unit": metric.unit,
+            "higher_is_better": metric.higher_is_better,
+            "split": "test",
+            "phase": "evaluate",
+        }
+        for metric in task.card.metrics
+    ]
     peak = _training_memory(cell, model, recipe, dtype)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     for name, value, unit, better in (
@@ -310,9 +316,7 @@ def _measure(
         ("peak_extra_bytes", peak, "B", False),
         ("parameters", parameters, "parameters", False),
     ):
-        rows.append(
-            {"metric": name, "value": float(value), "unit": unit, "higher_is_better": better, "phase": "train"}
-        )
+        rows.append({"metric": name, "value": float(value), "unit": unit, "higher_is_better": better, "phase": "train"})
     tracker.finish({row["metric"]: row["value"] for row in rows})
     arrays = unit_arrays(scores) | {
         "curve/step": np.array(progress.logged_steps),
@@ -344,7 +348,7 @@ def build_model(cell: Cell) -> torch.nn.Module:
 
 def _slots(name: str) -> Any:
     if name not in ("one", "all"):
-        raise UserError(f"unknown slots {name!r}: {did_you_mean(name, ['one', 'all'])}allowed: all, one")
+        raise unknown("slots", name, ("one", "all"))
     return name
 
 

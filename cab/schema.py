@@ -83,7 +83,7 @@ class Efficiency(Common):
     """``cab efficiency``: cost of attentions x patterns x lengths, each paired with ``sdpa`` and ``softmax``.
 
     ``attentions`` are settings by name or wildcard, or ``[all]``; by the time a verb sees them they are resolved in
-    ``settings``: name -> config node. ``lengths_key`` are key lengths of the cross patterns (default: the query length).
+    ``settings``: name -> config node. ``lengths_key`` are key lengths of the cross patterns (None: the query's).
     """
 
     attentions: list[str] = field(default_factory=lambda: ["all"])

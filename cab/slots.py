@@ -11,10 +11,10 @@ import zlib
 from typing import Literal
 
 import torch
-from attention_zoo.contract import Attention, Pattern
-from tasks.contract import SlotFactory, Slots
 
+from attention_zoo.contract import Attention, Pattern
 from cab.settings import Setting
+from tasks.contract import SlotFactory, Slots
 
 
 class _SeededFactory:

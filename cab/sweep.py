@@ -93,8 +93,8 @@ class PlanningSweeper(Sweeper):
         self.summary = SweepSummary()
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context = hydra_context
-        self.config = config
+        self.loader = hydra_context.config_loader
+        self.master = config
         with self.composer.one_line_errors("run"):
             self.launcher: Launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=hydra_context, task_function=task_function, config=config
@@ -109,7 +109,7 @@ class PlanningSweeper(Sweeper):
                 combinations = BasicSweeper.split_arguments(parsed, None)[0]
             for overrides in combinations:
                 with self.composer.one_line_errors("run"):
-                    config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+                    config = self.loader.load_sweep_config(self.master, overrides)
                 with open_dict(config):
                     choices = dict(config.hydra.runtime.choices)
                     del config["hydra"]
@@ -165,14 +165,14 @@ class PlanningSweeper(Sweeper):
                 item.cell.task.prepare()
             tick = time.monotonic()
             returns = self.launcher.launch([item.overrides for item in batch], initial_job_idx=start)
-            for item, returned in zip(batch, returns, strict=True):
-                status = returned.return_value
+            statuses = [str(returned.return_value) for returned in returns]
+            for status in statuses:
                 self.summary.count(status)
             finished = start + len(batch)
             left = (time.monotonic() - begin) / finished * (len(missing) - finished)
             took = time.monotonic() - tick
             what = batch[0].describe() if serial else f"{len(batch)} runs"
-            note = "" if not serial or status == Status.OK else f": {status.replace('_', ' ')}"
+            note = "" if not serial or statuses[0] == Status.OK else f": {statuses[0].replace('_', ' ')}"
             self.say(f"[{finished}/{len(missing)}] {what}{note} ({took:.1f} s; about {_duration(left)} left)")
             self.on_cell()
 

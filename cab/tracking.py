@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from cab.errors import UserError
+from cab.errors import UserError, unknown
 
 
 class Tracker(Protocol):
@@ -37,11 +37,9 @@ class WandbTracker:
         mode: ``offline``, ``online`` or ``disabled``.
     """
 
-    MODES = ("offline", "online", "disabled")
-
-    def __init__(self, project: str = "cab", mode: str = "offline") -> None:
-        if mode not in self.MODES:
-            raise UserError(f"unknown tracker.mode {mode!r}: allowed: {', '.join(self.MODES)}")
+    def __init__(self, project: str = "cab", mode: Literal["offline", "online", "disabled"] = "offline") -> None:
+        if mode not in ("offline", "online", "disabled"):
+            raise unknown("tracker.mode", mode, ("offline", "online", "disabled"))
         self.project = project
         self.mode = mode
 

@@ -19,10 +19,10 @@ from types import FrameType
 from typing import Any
 
 import torch
-from tasks.contract import Batch, Recipe, Task
 from torch import nn
 
 from cab.slots import derived_seed
+from tasks.contract import Batch, Recipe, Task
 
 
 class Diverged(RuntimeError):
@@ -124,7 +124,7 @@ def load_checkpoint(
         progress = Progress(**state["progress"])
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    except Exception as error:  # noqa: BLE001 - torch.load of a damaged file raises many types; all mean: start again
+    except Exception as error:
         warn(f"checkpoint {path} cannot be read ({type(error).__name__}); starting from step 0")
         path.unlink(missing_ok=True)
         raise CorruptCheckpoint from error
