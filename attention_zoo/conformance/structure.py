@@ -1,0 +1,176 @@
+"""S1 to S6: what the traps of the field ask of a module beside its mathematics (state, randomness, types, counts)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from attention_zoo.conformance.certificate import Result, Status
+from attention_zoo.conformance.subject import (
+    Bench,
+    Line,
+    Subject,
+    defaults,
+    describe,
+    gap,
+    longest_length,
+    new_core,
+    new_layer,
+    ragged,
+)
+from attention_zoo.contract import HeadwiseAttention
+
+BATCH = 4
+TOLERANCE = 1e-9  # roundings of float64 sums where another kernel may run
+
+
+def _fresh(bench: Bench, subject: Subject, seed: int, dropout: float = 0.0, longer: int = 0) -> nn.Module:
+    longest = longest_length({**defaults(bench.kind), **bench.options}) + longer
+    if subject.level == "op":
+        assert issubclass(bench.kind, HeadwiseAttention)
+        return new_core(bench.kind, bench.options, bench.pattern, longest, seed, dropout)
+    return new_layer(bench.kind, bench.options, bench.pattern, longest, seed, dropout)
+
+
+def s1_determinism(bench: Bench, subject: Subject) -> Iterator[Result]:
+    line = Line("S1", "determinism in evaluation", subject.level, "equal bits, global generator and inputs untouched")
+    for shape in bench.some_shapes(subject, least=3):
+        x = subject.draw(BATCH, *shape, seed=1).masked(ragged(BATCH, shape[1]))
+        copies = [tensor.clone() for tensor in x.tensors]
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(1)
+            before = torch.get_rng_state()
+            first = subject.run(x)
+            line.hold(describe(x), torch.equal(before, torch.get_rng_state()), "it drew from the global generator")
+            torch.manual_seed(2)
+            line.hold(describe(x), torch.equal(first, subject.run(x)), "two passes differ")
+        kept = all(torch.equal(a, b) for a, b in zip(copies, x.tensors, strict=True))
+        line.hold(describe(x), kept, "an input was changed in place")
+    yield line.result()
+
+
+def s2_state(bench: Bench, subject: Subject) -> Iterator[Result]:
+    line = Line("S2", "state is state", subject.level, "the state_dict carries everything that the output depends on")
+    other = _fresh(bench, subject, seed=3)
+    other.load_state_dict(subject.module.state_dict())
+    for shape in bench.some_shapes(subject, least=7):
+        x = subject.draw(BATCH, *shape, seed=2)
+        with torch.no_grad():
+            line.see(describe(x), gap(subject.run(x, other), subject.run(x)), 0.0)
+    for name in _loose_tensors(_fresh(bench, subject, seed=4)):
+        line.hold("construction", False, f"{name} is a tensor, but neither parameter nor buffer")
+    yield line.result()
+
+
+def _loose_tensors(module: nn.Module) -> list[str]:
+    """Tensors that are plain attributes (or class attributes): they follow no device or dtype, and are not saved."""
+    found = []
+    for prefix, part in module.named_modules():
+        owned = {"_parameters", "_buffers", "_modules"}
+        attributes = {name: value for name, value in vars(part).items() if name not in owned}
+        for kind in type(part).__mro__:
+            if issubclass(kind, nn.Module) and kind is not nn.Module:
+                attributes |= vars(kind)
+        for name, value in attributes.items():
+            values = (
+                value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+            )
+            if any(isinstance(item, Tensor) for item in values):
+                found.append(".".join(filter(None, (prefix, name))))
+    return found
+
+
+def s3_modes(bench: Bench, subject: Subject) -> Iterator[Result]:
+    """Training and evaluation are one function without dropout; with it, training differs and evaluation does not."""
+    line = Line("S3", "training and evaluation", subject.level, "differ by dropout alone")
+    shape = bench.some_shapes(subject, least=7)[-1]
+    x = subject.draw(BATCH, *shape, seed=3)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(5)
+        module = _fresh(bench, subject, seed=5)
+        trained = subject.run(x, module.train())
+        # After the training pass, so that projections redrawn for training are the same in both.
+        line.see(describe(x, "without dropout"), gap(trained, subject.run(x, module.eval())), TOLERANCE)
+        dropped = _fresh(bench, subject, seed=6, dropout=0.5)
+        dropped.load_state_dict(subject.module.state_dict())
+        error = gap(subject.run(x, dropped), subject.run(x))
+        line.see(describe(x, "evaluation at dropout 0.5"), error, TOLERANCE)
+        difference = gap(subject.run(x, dropped.train()), subject.run(x, dropped.eval()))
+    line.hold(describe(x), difference > 1e-3, "dropout 0.5 changes nothing in training")
+    yield line.result()
+
+
+def s4_types(bench: Bench, subject: Subject) -> Iterator[Result]:
+    line = Line("S4", "types", subject.level, "shape and dtype of the output, autocast")
+    shape = bench.some_shapes(subject, least=3)[0]
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        x = subject.draw(BATCH, *shape, seed=4).masked(ragged(BATCH, shape[1])).to(dtype)
+        with torch.no_grad():
+            out = subject.run(x, subject.copy(dtype))
+        line.hold(str(dtype), out.dtype is dtype, f"the output is {out.dtype}")
+        line.hold(str(dtype), out.shape == x.q.shape, f"the output has shape {list(out.shape)}")
+    if subject.level == "layer":
+        single = subject.copy(torch.float32)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = subject.draw(BATCH, *shape, seed=4).to(torch.float32)
+            out = subject.run(x, single)
+        out.float().sum().backward()
+        gradients = [parameter.grad for parameter in single.parameters() if parameter.grad is not None]
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in [out, *gradients])
+        line.hold("bfloat16 autocast", finite, "an output or a gradient is not finite")
+    yield line.result()
+
+
+def s5_gradients(bench: Bench, subject: Subject) -> Iterator[Result]:
+    """Every parameter has a gradient: zero may be right (a bias of the keys under a softmax), none is a dead weight."""
+    line = Line("S5", "gradients", subject.level, "finite, and one for every parameter")
+    shape = bench.some_shapes(subject, least=7)[-1]
+    parameters = {name: p for name, p in subject.module.named_parameters() if p.requires_grad}
+    if not parameters:
+        reason = "the core has no parameters" if subject.level == "op" else "the layer has no parameters"
+        yield Result("S5", line.title, subject.level, line.what, Status.NOT_APPLICABLE, reason=reason)
+        return
+    out = subject.run(subject.draw(BATCH, *shape, seed=5))
+    total = (out * torch.linspace(-1, 1, out.shape[-1], dtype=out.dtype)).sum()
+    found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    for name, gradient in zip(parameters, found, strict=True):
+        line.hold(name, gradient is not None, "the parameter does not reach the output")
+        line.hold(name, gradient is None or bool(torch.isfinite(gradient).all()), "the gradient is not finite")
+    yield line.result()
+
+
+def s6_counts(bench: Bench, subject: Subject) -> Iterator[Result]:
+    counts = Line("S6", "counts", subject.level, "analytic flops; inputs that are too long or misshapen are refused")
+    flops = [subject.module.flops(batch, *shape) for shape in bench.shapes for batch in (1, 2)]
+    counts.hold("every shape", all(type(count) is int and count >= 0 for count in flops), "flops are no count")
+    counts.hold("every shape", flops[1::2] == [2 * count for count in flops[::2]], "flops are not linear in the batch")
+    if subject.level == "layer":
+        longest = bench.layer.module.max_length
+        long = subject.draw(1, longest + 1, 3 if bench.pattern.is_cross else longest + 1, seed=6)
+        short = subject.draw(2, 5, 5, seed=6)
+        counts.hold("one token too many", _refused(subject, long), "a length over max_length is accepted")
+        badly = short.masked(torch.zeros(2, 6, dtype=torch.bool))
+        counts.hold("a longer mask", _refused(subject, badly), "a mask of another length is accepted")
+        floating = short.masked(torch.zeros(2, 5))
+        counts.hold("a floating mask", _refused(subject, floating), "a mask that is not boolean is accepted")
+    yield counts.result()
+    fixed = Line("S6", "fixed length", subject.level, "shapes of the parameters do not depend on the maximal lengths")
+    shapes = {name: tuple(parameter.shape) for name, parameter in subject.module.named_parameters()}
+    longer = _fresh(bench, subject, seed=7, longer=16)
+    same = shapes == {name: tuple(parameter.shape) for name, parameter in longer.named_parameters()}
+    fixed.hold("16 longer", same, "they do")
+    if not bench.card.fixed_length:
+        yield fixed.result()
+    else:
+        yield fixed.excused("fixed_length", "card: parameters are tied to the maximal length")
+
+
+def _refused(subject: Subject, x: object) -> bool:
+    try:
+        with torch.no_grad():
+            subject.run(x)  # type: ignore[arg-type]
+    except ValueError:
+        return True
+    return False
