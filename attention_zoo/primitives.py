@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int16, Int64
 from torch import Tensor
 
 SCAN_CHUNK = 128  # positions per chunk of a causal scan
@@ -170,9 +170,9 @@ def count_shared_rounds(
     key_id: Int64[Tensor, "*n R Lk"],
     query_slot: Int64[Tensor, "*n R P m"],
     key_slot: Int64[Tensor, "*n R P l"],
-) -> Int64[Tensor, "*n R P m l"]:
+) -> Int16[Tensor, "*n R P m l"]:
     """N_ij = #{r : query_id[r, i] = key_id[r, j]} for the pairs (i, j) that meet in a block."""
-    count = torch.zeros((), dtype=torch.int64, device=query_id.device)
+    count = torch.zeros((), dtype=torch.int16, device=query_id.device)  # the largest tensor here: kept small
     for r in range(query_id.shape[-2]):
         of_query = query_id[..., r, :].gather(-1, query_slot.flatten(-3)).view_as(query_slot)
         of_key = key_id[..., r, :].gather(-1, key_slot.flatten(-3)).view_as(key_slot)
