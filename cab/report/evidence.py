@@ -1,0 +1,199 @@
+"""What one folder of results holds, read once: rows, units, certificates, task cards, manifests, the plan.
+
+Nothing is dropped in silence: what cannot be read, and what was written twice, is named in ``Evidence.problems``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cab.records import COLUMNS, RETRIED, RecordStore, Status
+
+Row = dict[str, Any]
+
+# Columns in which two rows of one measurement may differ: a repeat, or a run of newer code.
+_VOLATILE = frozenset(
+    {
+        "run_key",
+        "value",
+        "unit",
+        "higher_is_better",
+        "status",
+        "reason",
+        "started_at",
+        "duration_s",
+        "manifest",
+        "schema_version",
+    }
+)
+_IDENTITY = tuple(column for column in COLUMNS if column not in _VOLATILE)
+
+# Rows that differ in one of these never share a table.
+GROUP = ("protocol", "hardware", "device", "dtype", "threads", "size")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The content of ``<results>/<protocol>/<hardware>``.
+
+    Attributes:
+        rows: every readable line of the records, exact duplicates once, in the order of the files.
+        certificates, cards, manifests: JSON content by setting, task and manifest id.
+        plan: cells that a protocol wants: ``{setting, pattern, task}`` or ``{setting, pattern, length_q}``.
+        problems: what could not be read or was there twice, as ``file:line: why``.
+    """
+
+    folder: Path
+    rows: Sequence[Row]
+    certificates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    cards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    manifests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    plan: Sequence[Mapping[str, Any]] = ()
+    problems: Sequence[str] = ()
+
+    def units(self, run_key: str) -> dict[str, np.ndarray]:
+        """The side file of a run; empty where it has none."""
+        return RecordStore(self.folder).read_units(run_key)
+
+
+def read_evidence(folder: Path) -> Evidence:
+    """Reads ``folder``; ``ValueError`` where it holds no readable record."""
+    store = RecordStore(folder)
+    problems: list[str] = []
+    lines = list(store.lines(problems))
+    rows = _without_duplicates(lines)
+    if not rows:
+        torn = f" ({len(problems)} lines cannot be read; the first: {problems[0]})" if problems else ""
+        raise ValueError(f"{folder} holds no records{torn}; a results folder is <results>/<protocol>/<hardware>")
+    if len(rows) < len(lines):
+        problems.extend(_duplicates(store))
+    plan = _read_json(folder / "plan.json", problems) if (folder / "plan.json").exists() else []
+    if not (isinstance(plan, list) and all(isinstance(cell, dict) for cell in plan)):
+        problems.append(f"{folder / 'plan.json'}: not a list of cells")
+        plan = []
+    return Evidence(
+        folder,
+        rows,
+        certificates=_by_key(folder / "certificates", "*.json", "setting", problems),
+        cards=_by_key(folder / "cards", "task-*.json", "name", problems),
+        manifests=_by_key(folder / "manifests", "*.json", "id", problems),
+        plan=plan,
+        problems=[problem.replace(f"{folder}/", "") for problem in problems],
+    )
+
+
+def _without_duplicates(lines: Iterable[Row]) -> list[Row]:
+    seen: dict[tuple[str, ...], Row] = {}
+    for row in lines:
+        seen.setdefault(_content(row), row)
+    return list(seen.values())
+
+
+def _content(row: Row) -> tuple[str, ...]:
+    return tuple(repr(row.get(column)) for column in COLUMNS)
+
+
+def _duplicates(store: RecordStore) -> list[str]:
+    """Where lines stand that repeat an earlier one in every column."""
+    first: dict[tuple[str, ...], str] = {}
+    repeats = []
+    for path in sorted(store.records_folder.glob("*.jsonl")):
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+            try:
+                content = _content(json.loads(line))
+            except (ValueError, TypeError, AttributeError):
+                continue  # reported by RecordStore.lines
+            place = f"{path}:{number}"
+            if content in first:
+                repeats.append(f"{place}: repeats {first[content]}; counted once")
+            else:
+                first[content] = f"{path.name}:{number}"
+    return repeats
+
+
+def _read_json(path: Path, problems: list[str]) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        problems.append(f"{path}: {error}")
+        return None
+
+
+def _by_key(folder: Path, pattern: str, key: str, problems: list[str]) -> dict[str, Mapping[str, Any]]:
+    """JSON objects of a folder by their ``key``, else by the file's stem."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for path in sorted(folder.glob(pattern)):
+        content = _read_json(path, problems)
+        if isinstance(content, dict):
+            found[str(content.get(key, path.stem.removeprefix("task-")))] = content
+        elif content is not None:
+            problems.append(f"{path}: not a JSON object")
+    return found
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows that may share a table: equal in every column of ``GROUP`` (a row's None agrees with any value)."""
+
+    key: tuple[Any, ...]
+    rows: Sequence[Row]
+
+    @property
+    def title(self) -> str:
+        """The group in words, such as ``cpu, float32, 2 threads, size tiny``."""
+        _, _, device, dtype, threads, size = self.key
+        parts = [device, dtype, threads and f"{threads} thread{'s' if threads != 1 else ''}", size and f"size {size}"]
+        return ", ".join(str(part) for part in parts if part) or "all records"
+
+
+def sections(rows: Iterable[Row]) -> list[Section]:
+    """The groups of ``rows``, the one with most rows first; of repeated measurements the newest only."""
+    rows = newest(rows)
+    keys: dict[tuple[Any, ...], int] = {}
+    for row in rows:
+        key = tuple(row.get(column) for column in GROUP)
+        keys[key] = keys.get(key, 0) + 1
+    wholes = [key for key in keys if not any(other != key and _agrees(key, other) for other in keys)]
+    members: dict[tuple[Any, ...], list[Row]] = {whole: [] for whole in wholes}
+    homes = {key: [whole for whole in wholes if _agrees(key, whole)] for key in keys}
+    for row in rows:
+        for whole in homes[tuple(row.get(column) for column in GROUP)]:
+            members[whole].append(row)
+    ordered = sorted(wholes, key=lambda key: (-len(members[key]), repr(key)))
+    return [Section(key, members[key]) for key in ordered]
+
+
+def _agrees(part: tuple[Any, ...], whole: tuple[Any, ...]) -> bool:
+    return all(a is None or a == b for a, b in zip(part, whole, strict=True))
+
+
+def newest(rows: Iterable[Row]) -> list[Row]:
+    """One row per measurement. A cell shows runs of one run key's age: the newest of each seed and replicate.
+
+    A retried status (``error``) gives way to any other of the same run key, however old.
+    """
+    best: dict[tuple[Any, ...], tuple[tuple[Any, ...], Row]] = {}
+    latest: dict[tuple[Any, ...], tuple[str, str]] = {}
+    rows = list(rows)
+    for row in rows:
+        key = (*(row.get(column) for column in _IDENTITY), row["run_key"])
+        rank = (row["status"] not in RETRIED, row.get("started_at") or "")
+        if key not in best or rank >= best[key][0]:
+            best[key] = (rank, row)
+    kept: dict[tuple[Any, ...], Row] = {}
+    for _, row in best.values():
+        key = tuple(row.get(column) for column in _IDENTITY)
+        age = (row.get("started_at") or "", row["run_key"])
+        if key not in kept or age >= latest[key]:
+            kept[key], latest[key] = row, age
+    return list(kept.values())
+
+
+def is_ok(row: Row) -> bool:
+    return bool(row["status"] == Status.OK and row.get("value") is not None)

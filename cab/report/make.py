@@ -1,0 +1,123 @@
+"""``cab report``: from the records of a folder to its pages, figures and exports. Reads records, runs nothing."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from cab import schema
+from cab.records import COLUMNS
+from cab.report.book import Book, build_book
+from cab.report.evidence import Evidence, read_evidence
+from cab.report.figures import write_figures
+from cab.report.markdown import to_markdown
+from cab.report.page import to_html
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`make_report` wrote.
+
+    Attributes:
+        folder: ``<results>/<protocol>/<hardware>``.
+        paths: of the files, the two pages first.
+        top: per pattern (its two letters), lines: the answer, then the first rows of its table.
+        problems: what could not be read, as ``file:line: why``.
+        pending: cells that are planned and have no record yet.
+    """
+
+    folder: Path
+    paths: tuple[Path, ...]
+    top: Mapping[str, tuple[str, ...]]
+    problems: tuple[str, ...]
+    pending: int
+
+
+def make_report(folder: Path, *, figures: bool = True) -> Report:
+    """Writes ``leaderboard.md``, ``index.html``, ``figures/``, ``records.csv`` and ``records.parquet`` into ``folder``.
+
+    The same records give the same bytes. With ``figures`` false no figure is drawn anew and nothing is exported, for
+    the rebuilds while results come in.
+
+    Raises:
+        ValueError: ``folder`` holds no records.
+    """
+    evidence = read_evidence(folder)
+    book = build_book(evidence)
+    shown = [figure for section in book.sections for part in section.patterns for figure in part.figures]
+    drawn = write_figures(folder / "figures", shown, redraw=figures)
+    paths = [
+        _write(folder / "leaderboard.md", to_markdown(book, drawn).encode()),
+        _write(folder / "index.html", to_html(book, drawn).encode()),
+    ]
+    if figures:
+        paths += _export(folder, evidence)
+    paths += [path for picture in drawn for path in (picture.svg, picture.png)]
+    return Report(folder, tuple(paths), _top(book), book.problems, book.pending)
+
+
+def _top(book: Book) -> dict[str, tuple[str, ...]]:
+    parts = book.sections[0].patterns if book.sections else ()
+    return {part.pattern.short: (*part.answer, *part.top) for part in parts}
+
+
+def top_of_each_pattern(report: Report) -> str:
+    """The answer and the first rows of each pattern, as text for a terminal."""
+    return "\n".join(f"{short}\n" + "\n".join(f"  {line}" for line in lines) for short, lines in report.top.items())
+
+
+def _export(folder: Path, evidence: Evidence) -> list[Path]:
+    """Every row, exact duplicates once, as CSV and Parquet."""
+    frame = pd.DataFrame(list(evidence.rows), columns=list(COLUMNS))
+    table = io.BytesIO()
+    frame.to_parquet(table, index=False)
+    csv = frame.to_csv(index=False, lineterminator="\n").encode()
+    return [_write(folder / "records.csv", csv), _write(folder / "records.parquet", table.getvalue())]
+
+
+def _write(path: Path, content: bytes) -> Path:
+    """Whole or not at all, so that a reader of the page never sees half of one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+    return path
+
+
+def folders_with_records(results: Path) -> list[Path]:
+    """Every ``<results>/<protocol>/<hardware>`` that holds a record file."""
+    return sorted({path.parent.parent for path in results.glob("*/*/records/*.jsonl")})
+
+
+def report(config: schema.Report) -> list[Report]:
+    """The verb: reports of ``config.folder``, or of every folder under ``config.results`` that holds records.
+
+    Raises:
+        ValueError: there are no records.
+    """
+    if config.folder is not None:
+        folders = [Path(config.folder).expanduser()]
+        if not folders[0].is_dir():
+            raise ValueError(f"folder={config.folder!r} is not a folder; it is one <results>/<protocol>/<hardware>")
+    else:
+        folders = folders_with_records(Path(config.results).expanduser())
+        if not folders:
+            raise ValueError(
+                f"results={config.results!r} holds no records (<protocol>/<hardware>/records/*.jsonl); make some with "
+                "`cab leaderboard`, or give another folder with results=DIR"
+            )
+    if config.dry_run:
+        for folder in folders:
+            print(f"would report {folder}")
+        return []
+    made = []
+    for folder in folders:
+        done = make_report(folder)
+        made.append(done)
+        print(f"{done.paths[1]}\n{done.paths[0]}")
+        for problem in done.problems:
+            print(f"  problem: {problem}")
+    return made

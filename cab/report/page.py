@@ -1,0 +1,89 @@
+"""``index.html``: one self-contained file, from the same data as the Markdown. No network, no date of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from cab.report.book import Book
+from cab.report.figures import COLOURS, GRID, INK, MUTED, PAPER, Drawn
+from cab.report.legend import how_to_read
+from cab.report.tables import Cell, Details
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+# Colours of the figures -> CSS variables of the page, which have a light and a dark value each.
+_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {
+    colour: f"series-{number}" for number, colour in enumerate(COLOURS)
+}
+
+
+class _DetailStore:
+    """What stands behind the cells, each different text once; a cell holds its number."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Details, int] = {}
+
+    def number(self, cell: Cell) -> int | None:
+        details = ((("reason", cell.note),) if cell.note else ()) + cell.details
+        return self._numbers.setdefault(details, len(self._numbers)) if details else None
+
+    def script(self) -> Markup:
+        """The texts as JSON that no text can break out of."""
+        text = json.dumps([[list(pair) for pair in details] for details in self._numbers], ensure_ascii=False)
+        return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+
+
+def to_html(book: Book, drawn: Sequence[Drawn]) -> str:
+    """The page."""
+    store = _DetailStore()
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pictures = {picture.figure.name: picture for picture in drawn}
+    template = environment.get_template("page.html.j2")
+    return template.render(
+        book=book,
+        legend=how_to_read(book),
+        style=Markup((TEMPLATES / "style.css").read_text()),
+        script=Markup((TEMPLATES / "page.js").read_text()),
+        pictures=pictures,
+        inline=_inline,
+        number=store.number,
+        tip=_tip,
+        sort_value=_sort_value,
+        details=store.script,
+    )
+
+
+def _tip(cell: Cell) -> str:
+    """What a pointer over the cell shows: the reason, or the first lines behind the value."""
+    lines = [cell.note] if cell.note else []
+    lines += [f"{label}: {text}" for label, text in cell.details[:3]]
+    return "\n".join(lines)
+
+
+def _sort_value(cell: Cell) -> str:
+    return "" if cell.sort is None else f"{cell.sort:.12g}" if isinstance(cell.sort, float | int) else cell.sort
+
+
+def _inline(picture: Drawn) -> Markup:
+    """The SVG without its prolog, in the page's colours."""
+    text = picture.svg.read_text()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style type=\"text/css\">.*?</style>\s*", "", text, flags=re.DOTALL)
+    label = Markup.escape(f"{picture.figure.title}; the numbers are in the tables")
+    text = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{label}">', text, count=1)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var(--{variable})")
+    return Markup(text)

@@ -1,0 +1,54 @@
+"use strict";
+// Sorts a table by the column of a title button; floors and value-causal rows stay below, gaps come last.
+function sortBy(button) {
+  const head = button.closest("th");
+  const column = [...head.parentNode.children].indexOf(head);
+  const down = head.getAttribute("aria-sort") === "ascending";
+  for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", down ? "descending" : "ascending");
+  const value = (row) => row.children[column].dataset.sort;
+  const compare = (a, b) => {
+    if (a === "" || b === "") return (a === "") - (b === "");
+    const difference = Number(a) - Number(b);
+    const order = Number.isNaN(difference) ? a.localeCompare(b) : difference;
+    return down ? -order : order;
+  };
+  for (const body of head.closest("table").tBodies) {
+    const rows = [...body.rows].sort((a, b) => compare(value(a), value(b)));
+    body.append(...rows);
+  }
+}
+// Opens what stands behind a cell.
+const texts = JSON.parse(document.getElementById("details").textContent);
+const dialog = document.getElementById("behind");
+function openCell(button) {
+  const cell = button.closest("td, th");
+  const row = cell.parentNode;
+  const heads = cell.closest("table").tHead.rows[0].children;
+  const title = heads[[...row.children].indexOf(cell)].innerText.replace(/\s+/g, " ");
+  dialog.querySelector("h2").textContent = `${row.children[0].innerText.trim()}, ${title}: ${button.innerText.trim()}`;
+  const list = dialog.querySelector("dl");
+  list.replaceChildren();
+  for (const [label, text] of texts[Number(button.dataset.details)]) {
+    const term = document.createElement("dt");
+    const description = document.createElement("dd");
+    term.textContent = label;
+    description.textContent = text;
+    list.append(term, description);
+  }
+  dialog.showModal();
+}
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button?.classList.contains("sort")) sortBy(button);
+  if (button?.classList.contains("cell")) openCell(button);
+});
+// A link to a reason or a table inside a closed part opens that part.
+window.addEventListener("hashchange", () => {
+  const target = document.getElementById(location.hash.slice(1));
+  target?.closest("details")?.setAttribute("open", "");
+  target?.scrollIntoView();
+});
+window.addEventListener("beforeprint", () => {
+  for (const part of document.querySelectorAll("details")) part.open = true;
+});
