@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 from hydra import compose as hydra_compose
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from cab import device as devices
@@ -19,26 +18,26 @@ from cab.settings import Setting
 
 
 @cache
-def _default_node(group: str, name: str, context: int) -> dict[str, Any]:
-    """One config of a group as its YAML says it; ``context`` tells one open Hydra from the next."""
-    composed = hydra_compose("bare", [*_search_path(), f"+{group}={name}"])
+def _default_node(group: str, name: str, search_path: tuple[str, ...]) -> dict[str, Any]:
+    """One config of a group as its YAML says it, interpolations unresolved."""
+    found = [f"hydra.searchpath=[{','.join(map(repr, search_path))}]"] if search_path else []
+    composed = hydra_compose("bare", [*found, f"+{group}={name}"])
     container = OmegaConf.to_container(composed[group], resolve=False)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 
 
-def _search_path() -> list[str]:
-    """The override that makes the open Hydra see a ``--config-dir`` again."""
-    hydra = GlobalHydra.instance().hydra
-    assert hydra is not None
-    sources = hydra.config_loader.get_search_path().get_path()
-    extra = [element.path for element in sources if element.provider == "hydra.searchpath in command-line"]
-    return [f"hydra.searchpath=[{','.join(repr(path) for path in extra)}]"] if extra else []
+def _search_path(runtime: DictConfig) -> tuple[str, ...]:
+    """The folders of ``--config-dir``."""
+    return tuple(
+        f"{source['schema']}://{source.path}"
+        for source in runtime.config_sources
+        if source.provider == "hydra.searchpath in command-line"
+    )
 
 
-def _changed(group: str, name: str, node: Mapping[str, Any]) -> dict[str, Any]:
+def _changed(default: Mapping[str, Any], node: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a node that differ from its YAML."""
-    default = _default_node(group, name, id(GlobalHydra.instance().hydra))
     interpolated = {key for key, value in default.items() if isinstance(value, str) and value.startswith("${")}
     return {key: value for key, value in node.items() if key not in interpolated and default.get(key) != value}
 
@@ -55,8 +54,8 @@ def _node(config: DictConfig, group: str) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def resolve(config: DictConfig, choices: Mapping[str, str]) -> Cell:
-    """The cell of a composed config; ``choices`` are Hydra's names of the groups' options.
+def resolve(config: DictConfig, runtime: DictConfig) -> Cell:
+    """The cell of a composed config; ``runtime`` is its ``hydra.runtime``, which knows the names that were chosen.
 
     Raises:
         UserError: whatever the config asks for that is not there, in one line.
@@ -64,13 +63,12 @@ def resolve(config: DictConfig, choices: Mapping[str, str]) -> Cell:
     run = OmegaConf.to_object(config)
     assert isinstance(run, Run)
     attention, task = _node(config, "attention"), _node(config, "task")
-    attention_changed = _changed("attention", choices["attention"], attention)
-    task_changed = _changed("task", choices["task"], task)
+    choices, path = runtime.choices, _search_path(runtime)
+    attention_changed = _changed(_default_node("attention", choices["attention"], path), attention)
+    task_changed = _changed(_default_node("task", choices["task"], path), task)
     with blame_user():
         setting = Setting.from_node(_named(choices["attention"], attention_changed), attention)
-        baseline = Setting.from_node(
-            run.baseline, _default_node("attention", run.baseline, id(GlobalHydra.instance().hydra))
-        )
+        baseline = Setting.from_node(run.baseline, _default_node("attention", run.baseline, path))
     device = devices.resolve_device(run.device)
     devices.resolve_dtype(run.dtype, training=True)
     devices.resolve_threads(run.threads)

@@ -118,6 +118,9 @@ def _main(words: list[str]) -> int:
     if arguments.help:
         print(page(arguments.verb))
         return 0
+    # Torch's profiler, which measures memory, and its C++ warnings would otherwise write between our lines.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from cab.commands import dispatch
 
     return dispatch(arguments)

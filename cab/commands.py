@@ -57,10 +57,9 @@ def run(composer: Composer, arguments: Arguments) -> int:
         return EXIT_FAILED if any(status in summary.ended for status in RETRIED) else 0
     config = composer.compose("run", arguments.overrides, with_hydra=True)
     with open_dict(config):
-        choices = dict(config.hydra.runtime.choices)
-        del config["hydra"]
+        runtime = config.pop("hydra").runtime
     with composer.one_line_errors("run"):
-        cell = resolve(config, choices)
+        cell = resolve(config, runtime)
     status = RunNarrator(cell).run()
     return 0 if status is Status.OK else EXIT_FAILED
 

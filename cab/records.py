@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -111,9 +111,10 @@ def now() -> str:
 class RecordStore:
     """The records of one folder ``<results>/<protocol>/<hardware>``."""
 
+    _paths: ClassVar[dict[tuple[Path, int], Path]] = {}
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._path: Path | None = None
 
     @property
     def records_folder(self) -> Path:
@@ -121,17 +122,23 @@ class RecordStore:
 
     def append(self, *records: Record) -> None:
         """Appends rows to this process's file and makes them durable before it returns."""
-        if self._path is None or f"-{os.getpid()}.jsonl" not in self._path.name:
-            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-            self._path = self.records_folder / f"{stamp}-{socket.gethostname()}-{os.getpid()}.jsonl"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        path = self._own_path()
+        path.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(asdict(record), allow_nan=False) + "\n" for record in records)
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, lines.encode())
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def _own_path(self) -> Path:
+        """The file of this process, whatever object of the folder asks; a forked child has one of its own."""
+        owner = (self.folder.absolute(), os.getpid())
+        if owner not in self._paths:
+            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+            self._paths[owner] = self.records_folder / f"{stamp}-{socket.gethostname()}-{os.getpid()}.jsonl"
+        return self._paths[owner]
 
     def lines(self, problems: list[str] | None = None) -> Iterator[dict[str, Any]]:
         """All rows, file by file in name order. What cannot be read goes to ``problems`` as ``file:line: why``."""

@@ -389,6 +389,8 @@ def _training_memory(cell: Cell, model: torch.nn.Module, recipe: Recipe, dtype: 
     optimizer = make_optimizer(model, recipe)
     model.train()
     training_step(cell.task, model, batch, optimizer, recipe, dtype)
+    # Gradients of the first step would be freed inside the measured one, and be subtracted from its peak.
+    optimizer.zero_grad(set_to_none=True)
 
     def step() -> None:
         training_step(cell.task, model, batch, optimizer, recipe, dtype)

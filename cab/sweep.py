@@ -63,7 +63,7 @@ class SweepSummary:
 
 def launched(config: DictConfig) -> str:
     """The task function that launchers call: one cell, in whatever process they chose; returns its status."""
-    cell = resolve(config, HydraConfig.get().runtime.choices)
+    cell = resolve(config, HydraConfig.get().runtime)
     return str(execute(cell, tracker=instantiate(cell.config.tracker)))
 
 
@@ -111,10 +111,9 @@ class PlanningSweeper(Sweeper):
                 with self.composer.one_line_errors("run"):
                     config = self.loader.load_sweep_config(self.master, overrides)
                 with open_dict(config):
-                    choices = dict(config.hydra.runtime.choices)
-                    del config["hydra"]
+                    runtime = config.pop("hydra").runtime
                 with self.composer.one_line_errors("run"):
-                    cell = resolve(config, choices)
+                    cell = resolve(config, runtime)
                 cells.setdefault(f"{cell.store.folder}/{cell.key}", PlannedCell(overrides, cell))
         return list(cells.values())
 

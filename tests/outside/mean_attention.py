@@ -1,0 +1,38 @@
+"""An attention written outside the repository: every output is the mean of the values that are not padding."""
+
+from attention_zoo.contract import AttentionCore, Card, HeadwiseAttention, Pattern, Support
+
+
+class MeanCore(AttentionCore):
+    """out_i = sum_j m_j v_j / sum_j m_j, with m_j = 0 at padding."""
+
+    def forward(self, q, k, v, *, key_padding_mask=None):
+        if key_padding_mask is None:
+            return v.mean(dim=-2, keepdim=True).expand(*q.shape[:-1], v.shape[-1])
+        seen = (~key_padding_mask)[:, None, :, None].to(v.dtype)
+        mean = (v * seen).sum(dim=-2, keepdim=True) / seen.sum(dim=-2, keepdim=True).clamp(min=1)
+        return mean.expand(*q.shape[:-1], v.shape[-1])
+
+    def flops(self, batch, length_q, length_k):
+        return 0
+
+
+class MeanAttention(HeadwiseAttention):
+    core_type = MeanCore
+    projections = frozenset({"value", "output"})
+    card = Card(
+        name="mean_attention",
+        title="Mean attention",
+        authors="Somebody",
+        year=2026,
+        paper="none",
+        family="floor",
+        exact=False,
+        time_order="L",
+        memory_order="L",
+        supports={Pattern.NONCAUSAL_SELF: Support.PUBLISHED, Pattern.NONCAUSAL_CROSS: Support.PUBLISHED},
+        unsupported={
+            Pattern.CAUSAL_SELF: "written for the noncausal patterns only",
+            Pattern.CAUSAL_CROSS: "written for the noncausal patterns only",
+        },
+    )
