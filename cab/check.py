@@ -123,7 +123,7 @@ def check(config: Check, settings: Sequence[Setting]) -> bool:
     One setting is printed line by line; of several, a table and what failed.
     """
     patterns = _patterns(config)
-    if devices.resolve_device(config.device) != "cpu" and config.device != "auto":
+    if config.device != "auto" and devices.resolve_device(config.device) != "cpu":
         raise UserError(f"device={config.device}: conformance is a property of the code and is checked on cpu")
     if config.dtype != "float32":
         raise UserError(f"dtype={config.dtype}: cab check always covers float64, float32 and bfloat16")
