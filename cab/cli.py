@@ -71,7 +71,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     if "--multirun" in found and verb != "run":
         raise UserError(f"--multirun goes with run; {verb} takes lists, such as attentions=[softmax,linear]")
     for word in overrides:
-        if "=" not in word and not word.startswith("~"):
+        if ("=" not in word and not word.startswith("~")) or word.startswith("="):
             raise UserError(f"cannot read {word!r}: give KEY=VALUE; see 'cab {verb} --help'")
     return Arguments(
         verb=verb,

@@ -25,17 +25,19 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from attention_zoo.errors import UnknownName
 from attention_zoo.registry import plugins
 from cab import schema
-from cab.errors import UserError, folded, one_line, unknown
+from cab.errors import UserError, one_line, unknown
+from cab.mistakes import check_overrides, explain
 from cab.settings import Setting
 
 TASK_ENTRY_POINTS = "tasks"
+# The one word that may stand where a list is wanted.
+ALL = re.compile(r"^(attentions|patterns|tasks)=all$")
 
 
 def _register() -> None:
@@ -82,8 +84,10 @@ class Composer:
 
     def compose(self, verb: str, overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
         """The config of a verb; a mistake in it is a :class:`UserError`."""
+        given = [ALL.sub(r"\1=[all]", override) for override in overrides]
+        check_overrides(self.parse(given), self.groups)
         with self.one_line_errors(verb):
-            return hydra_compose(verb, [*self.search_path_override, *overrides], return_hydra_config=with_hydra)
+            return hydra_compose(verb, [*self.search_path_override, *given], return_hydra_config=with_hydra)
 
     @contextmanager
     def one_line_errors(self, verb: str) -> Iterator[None]:
@@ -91,7 +95,7 @@ class Composer:
         try:
             yield
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(self._explain(verb, error)) from error
+            raise UserError(explain(verb, error, self.options)) from error
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
         """The overrides of a command line, parsed."""
@@ -103,6 +107,14 @@ class Composer:
         # Sources of the search path are found when a config is composed, so this must come first.
         hydra_compose("bare", self.search_path_override)
         return GlobalHydra.instance().config_loader()
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """The config groups."""
+        found = {group for group in self.loader.list_groups("") if group != "hydra"}
+        if self.config_dir is not None:
+            found |= {path.parent.name for path in self.config_dir.glob("*/*.yaml")}
+        return sorted(found)
 
     def options(self, group: str) -> list[str]:
         """The configs of a group, from every source on the search path."""
@@ -146,39 +158,3 @@ class Composer:
             return Setting.from_node(name, node)
         except ValueError as error:
             raise UserError(one_line(error)) from error
-
-    def _explain(self, verb: str, error: Exception) -> str:
-        """One line for an error of Hydra or OmegaConf: the value, what is allowed, the nearest."""
-        text = str(error)
-        if isinstance(error, MissingConfigException) and error.missing_cfg_file and "/" in error.missing_cfg_file:
-            group, _, name = error.missing_cfg_file.rpartition("/")
-            return one_line(UnknownName(group, name, set(error.options or ()) - {"schema"}))
-        if isinstance(error, OverrideParseException):
-            return f"cannot read {error.override!r}: {one_line(error).split(' See https')[0]}"
-        if ambiguous := re.search(r"Ambiguous value for argument '(.+?)'", text):
-            return f"{ambiguous[1]!r} names several values: give -m to sweep over them, or [a,b] where a list is wanted"
-        if missing := re.search(r"You must specify '(.+?)'", text):
-            group = missing[1]
-            allowed = ", ".join(self.options(group))
-            return f"{group} is missing: give {group}=NAME; allowed: {allowed}"
-        unknown = re.search(r"Key '(.+?)' (?:is )?not in '?(\w+)", text) or re.search(r"override '(.+?)'\.", text)
-        full = re.search(r"full_key: (\S+)", text) or re.search(r"(?:override|set) '?([\w./@]+?)'?[.=]?[\s\n]", text)
-        if "not in" in text and (unknown or full):
-            return self._unknown_key(verb, (full or unknown)[1])  # type: ignore[index]
-        if full:
-            return f"{full[1]}: {folded(text.split('full_key')[0])}"
-        return folded(text.split("Set the environment variable")[0])
-
-    def _unknown_key(self, verb: str, key: str) -> str:
-        parent, _, last = key.rpartition(".")
-        try:
-            config = hydra_compose(verb, self.search_path_override)
-        except (HydraException, OmegaConfBaseException):
-            config = None
-        node = OmegaConf.select(config, parent) if parent and config is not None else config
-        if parent in ("attention", "task") and config is not None:
-            node = None
-        allowed = sorted(str(name) for name in node) if isinstance(node, DictConfig) else []
-        if not allowed:
-            return f"unknown key {key!r}: see 'cab {verb} --cfg job' for its keys"
-        return str(UnknownName(f"key {key!r}," if parent else "key", last, allowed))

@@ -82,12 +82,10 @@ class Common:
 class Efficiency(Common):
     """``cab efficiency``: cost of attentions x patterns x lengths, each paired with ``sdpa`` and ``softmax``.
 
-    ``attentions`` are settings by name or wildcard, or ``[all]``; by the time a verb sees them they are resolved in
-    ``settings``: name -> config node. ``lengths_key`` are key lengths of the cross patterns (None: the query's).
+    ``attentions`` are settings by name or wildcard, or ``all``. ``lengths_key`` are key lengths of the cross patterns (None: the query's).
     """
 
     attentions: list[str] = field(default_factory=lambda: ["all"])
-    settings: dict[str, Any] = field(default_factory=dict)
     patterns: list[str] = field(default_factory=lambda: ["all"])
     lengths: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048])
     lengths_key: list[int] | None = None
@@ -101,7 +99,6 @@ class Check(Common):
     """``cab check``: conformance tests T1 to T14 of settings, and their certificates."""
 
     attentions: list[str] = field(default_factory=lambda: ["all"])
-    settings: dict[str, Any] = field(default_factory=dict)
     patterns: list[str] = field(default_factory=lambda: ["all"])
     protocol: str = "adhoc"
 
