@@ -125,7 +125,7 @@ class Cell:
     def columns(self) -> dict[str, Any]:
         """The columns that all rows of the run share."""
         task = self.task
-        target, source = task.card.lengths[task.size]
+        target, source = task.lengths
         return {
             "protocol": self.protocol,
             "pattern": str(self.pattern),

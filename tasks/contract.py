@@ -136,6 +136,11 @@ class Task:
     size: str
     recipe: Recipe
 
+    @property
+    def lengths(self) -> tuple[int, int | None]:
+        """(target length, source length or None) under test with these options; the card's where none changes them."""
+        return self.card.lengths[self.size]
+
     def prepare(self) -> None:
         """Fetches and unpacks the data where they are not cached. Shows progress; idempotent; interruptible."""
 

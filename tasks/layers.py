@@ -135,18 +135,22 @@ class DecoderBlock(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """Adds a learned vector per position, drawn from N(0, std^2).
+    """Adds a learned vector per position, drawn from N(0, std^2) or starting at ``initial``.
 
     Args:
         max_length: the number of positions; a longer input is a ``ValueError``.
         width: E.
-        std: of the initial values.
+        std: of the initial values, where they are drawn.
+        initial: ``[max_length, E]``, such as :func:`sinusoids`.
     """
 
-    def __init__(self, max_length: int, width: int, std: float = 0.02) -> None:
+    def __init__(self, max_length: int, width: int, std: float = 0.02, initial: Tensor | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(max_length, width))
-        nn.init.normal_(self.weight, std=std)
+        if initial is None:
+            nn.init.normal_(self.weight, std=std)
+        else:
+            self.weight.data.copy_(initial)
 
     def forward(self, x: Float[Tensor, "B L E"]) -> Float[Tensor, "B L E"]:
         if x.shape[1] > len(self.weight):
@@ -154,14 +158,15 @@ class LearnedPositions(nn.Module):
         return x + self.weight[: x.shape[1]]
 
 
-def sinusoids(length: int, width: int) -> Float[Tensor, "L E"]:
-    """``P[t, i] = sin(t w_i)``, ``P[t, E/2 + i] = cos(t w_i)``, ``w_i = 10000^(-2 i / E)``, i < E/2.
+def sinusoids(length: int, width: int, longest: float = 10_000.0) -> Float[Tensor, "L E"]:
+    """``P[t, i] = sin(t w_i)``, ``P[t, E/2 + i] = cos(t w_i)``, ``w_i = longest^(-2 i / E)``, i < E/2.
 
-    The positions of Vaswani et al., section 3.5, with the sines first; E is even.
+    The positions of Vaswani et al., section 3.5, with the sines first; E is even. ``longest`` is 10000 there: with a
+    value near the length, all waves tell positions of a short sequence apart.
     """
     if width % 2:
         raise ValueError(f"width={width} is not even, as sinusoidal positions need")
-    frequencies = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    frequencies = longest ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
     return torch.cat((angles.sin(), angles.cos()), dim=-1).float()
 

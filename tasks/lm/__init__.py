@@ -1,0 +1,1 @@
+"""Language modelling of bytes: causal self attention."""
