@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from attention_zoo.contract import Pattern, Unsupported
-from attention_zoo.registry import UnknownName
+from attention_zoo.errors import UnknownName
 from cab.device import resolve_device, resolve_dtype
 from cab.measure.children import count_work, memory_and_work, time_pair
 from cab.measure.environment import hardware_id, write_manifest
@@ -52,10 +52,11 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Summary:
-    """What one call did: children run, those that had records already, and how the former ended."""
+    """What one call did: children run, those that had records already, those left (a dry run), how the first ended."""
 
     measured: int
     skipped: int
+    missing: int
     ended: Mapping[Status, int] = field(default_factory=dict)
 
     @property
@@ -65,7 +66,8 @@ class Summary:
 
     def __str__(self) -> str:
         ended = ", ".join(f"{count} {status}" for status, count in sorted(self.ended.items()))
-        return f"{self.measured} measured{f' ({ended})' if ended else ''}, {self.skipped} complete before"
+        left = f", {self.missing} to do" if self.missing else ""
+        return f"{self.measured} measured{f' ({ended})' if ended else ''}, {self.skipped} complete before{left}"
 
 
 @dataclass(frozen=True)
@@ -101,18 +103,19 @@ def efficiency(
         ValueError: for unknown levels, phases, patterns, baselines and sizes, before anything is measured.
     """
     grid = _Grid(config, settings, baselines or {}, gate)
+    memory_limit = None if config.measure.memory_limit is None else parse_bytes(config.measure.memory_limit)
     complete = store.complete()
     jobs = list(grid.jobs())
     missing = [(key, job) for job in jobs if (key := grid.run_key(job)) not in complete]
     skipped = len(jobs) - len(missing)
     if config.dry_run or not missing:
-        return Summary(0, skipped)
-    memory_limit = None if config.measure.memory_limit is None else parse_bytes(config.measure.memory_limit)
+        return Summary(0, skipped, len(missing))
     manifest = write_manifest(store.folder, grid.device, dataclasses.asdict(config))
     ended: Counter[Status] = Counter()
     progress = Progress("efficiency", len(missing))
     try:
-        with IsolatedRunner(threads=grid.threads, fresh=grid.device.startswith("cuda")) as runner:
+        fresh = grid.device.startswith("cuda")
+        with IsolatedRunner(threads=grid.threads, fresh=fresh, preload=["cab.measure.children"]) as runner:
             child = _Child(runner, config, memory_limit)
             for key, job in missing:
                 started_at = now()
@@ -127,7 +130,18 @@ def efficiency(
                     on_cell()
     finally:
         progress.close()
-    return Summary(len(missing), skipped, dict(ended))
+    return Summary(len(missing), skipped, 0, dict(ended))
+
+
+def plan(
+    config: Efficiency,
+    settings: Sequence[Setting],
+    *,
+    baselines: Mapping[str, Setting] | None = None,
+    gate: Gate | None = None,
+) -> list[Job]:
+    """All jobs of :func:`efficiency` in their order, whether they have records or not."""
+    return list(_Grid(config, settings, baselines or {}, gate).jobs())
 
 
 class _Grid:
@@ -151,6 +165,8 @@ class _Grid:
             _known("phase", dict.fromkeys(PHASES), name)
         names = [p.value for p in Pattern] if "all" in config.patterns else config.patterns
         self.patterns = [_known("pattern", {p.value: p for p in Pattern}, name) for name in names]
+        if not config.lengths:
+            raise ValueError("lengths is empty: name at least one, such as lengths=[512]")
         for length in (*config.lengths, *(config.lengths_key or ())):
             if length < 1:
                 raise ValueError(f"length {length} is not a positive number")
