@@ -94,10 +94,13 @@ def training_bytes(translation: str) -> np.ndarray:
     return stream
 
 
+@cache
 def unigram(translation: str) -> np.ndarray:
-    """``p(b) = (n_b + 1) / (N + 256)`` over the training bytes: float64 ``[256]``."""
+    """``p(b) = (n_b + 1) / (N + 256)`` over the training bytes: float64 ``[256]``, read only."""
     counts = np.bincount(training_bytes(translation), minlength=256)
-    return (counts + 1.0) / (counts.sum() + 256.0)
+    probabilities = (counts + 1.0) / (counts.sum() + 256.0)
+    probabilities.setflags(write=False)
+    return probabilities
 
 
 def spread(count: int, wanted: int) -> list[int]:

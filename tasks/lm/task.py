@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -166,17 +165,9 @@ class LanguageModelling(Task):
         targets = np.maximum(windows.targets, 0)  # what is ignored gets any loss
         return {
             "uniform": _scores(windows, np.full(targets.shape, math.log(VOCABULARY))),
-            "unigram": _scores(windows, -np.log(self._unigram[targets])),
-            "bigram": _scores(windows, -np.log(self._bigram[windows.inputs, targets])),
+            "unigram": _scores(windows, -np.log(bible.unigram(self.translation)[targets])),
+            "bigram": _scores(windows, -np.log(data.bigram(self.translation)[windows.inputs, targets])),
         }
-
-    @cached_property
-    def _unigram(self) -> np.ndarray:
-        return bible.unigram(self.translation)
-
-    @cached_property
-    def _bigram(self) -> np.ndarray:
-        return data.bigram(self.translation)
 
     @torch.no_grad()
     def samples(self, model: nn.Module) -> list[Artifact]:
