@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cab.report import numbers
 from cab.report.cells import SEES_THE_FUTURE, CellMaker, command_of, commit_of
@@ -143,9 +144,10 @@ def _pattern(make: CellMaker, costs: Costs | None, pattern: PatternText, anchor:
     if not measured and not make.planned_settings(pattern.name):
         return None
     verdicts = {setting: verdict(evidence.certificates, setting, pattern.name) for setting in settings}
-    ranked = [name for name, v in verdicts.items() if v.admitted and not v.value_causal]
+    here = measured | make.planned_settings(pattern.name)
+    ranked = [name for name, v in verdicts.items() if name in here and v.admitted and not v.value_causal]
     standings = quality.standings(pattern.name, ranked)
-    value_causal = [name for name, v in verdicts.items() if v.value_causal]
+    value_causal = [name for name, v in verdicts.items() if name in here and v.value_causal]
     view = _View(make, costs, pattern, anchor, verdicts)
     main = view.main(standings, value_causal, settings)
     admitted = [*(standing.setting for standing in standings), *value_causal]
@@ -193,11 +195,12 @@ class _View:
         rows += [
             self._floor_row(floor, len(self._cost_columns())) for floor in self.make.quality.floors(self.pattern.name)
         ]
-        absent = [
-            Absent(name, _why(v), self._absent_reason(v))
-            for name in settings
-            if not (v := self.verdicts[name]).admitted
-        ]
+        without: dict[tuple[str, str], list[str]] = {}
+        for name in settings:
+            if name not in value_causal and all(name != standing.setting for standing in standings):
+                v = self.verdicts[name]
+                without.setdefault((_why(v), self._absent_reason(v)), []).append(name)
+        absent = [Absent(tuple(names), *why) for why, names in without.items()]
         remarks = [f"Quality: {_interval_over_of(self)}."]
         if self.costs is not None:
             remarks.append(
@@ -216,6 +219,8 @@ class _View:
 
     def _absent_reason(self, v: Verdict) -> str:
         """The certificate's reason; without a certificate, that of a record."""
+        if v.admitted:
+            return "neither planned nor recorded in this pattern"
         if v.mark is not None:
             return v.reason
         quality = self.make.quality
@@ -279,7 +284,7 @@ class _View:
     def answer(self, standings: Sequence[Standing]) -> tuple[str, ...]:
         """Who keeps quality, who is faster and from which length, and who does both."""
         evidence = self.make.evidence
-        approximate = [s for s in standings if not card(evidence.certificates, s.setting).get("exact", False)]
+        approximate = [s for s in standings if _answers_for(card(evidence.certificates, s.setting))]
         whole = [standing for standing in approximate if standing.mean is not None]
         kept = [standing.setting for standing in whole if standing.keeps()]
         tasks = sentence([column.task for column in self.columns])
@@ -304,12 +309,13 @@ class _View:
             if ratio is not None and (ratio.interval.high if ratio.interval.high is not None else ratio.value) < 1:
                 crossing = self.costs.crossing(setting, self.pattern.name)
                 text = numbers.with_interval(ratio.value, ratio.interval.half_width)
-                faster.append((ratio.value, f"{setting} ({_from(crossing)}{text} of its time at {at})"))
+                faster.append((ratio.value, f"{setting} {text}{_from(crossing)}"))
                 fast.append(setting)
         ordered = [text for _, text in sorted(faster)]
-        lines.append(f"Faster than {BASELINE} at {at}: {sentence(ordered, 'nobody measured')}.")
+        what = "as a share of its time, and faster from which length"
+        lines.append(f"Faster than {BASELINE} at {at} ({what}): {sentence(ordered)}.")
         if whole:
-            lines.append(f"Both: {sentence([name for name in kept if name in fast], 'nobody measured')}.")
+            lines.append(f"Both: {sentence([name for name in kept if name in fast])}.")
         return tuple(lines)
 
     def top(self, main: Table, rows: int = 3) -> tuple[str, ...]:
@@ -338,6 +344,7 @@ class _View:
                     f"{prefix}quality-time-{self.pattern.short}",
                     f"{self.pattern.short}: quality against time at length {numbers.length(*longest)}",
                     f"time of a call ÷ {BASELINE}, length {numbers.length(*longest)}",
+                    tuple(sorted(self.verdicts)),
                     tuple(panel for panel in panels if panel.points),
                 )
             )
@@ -350,6 +357,7 @@ class _View:
                     f"{self.pattern.short}: time against length",
                     f"time of a call ÷ {BASELINE}",
                     BASELINE,
+                    tuple(sorted(self.verdicts)),
                     tuple(curves),
                 )
             )
@@ -389,11 +397,16 @@ class _View:
         return CostCurve(setting, tuple(points), _crossing_mark(self.costs, setting, self.pattern.name))
 
 
+def _answers_for(about: Mapping[str, Any]) -> bool:
+    """Whether a mechanism is one of those that a reader chooses among: neither exact attention nor a floor."""
+    return not about.get("exact", False) and about.get("family") != "floor"
+
+
 def _from(crossing: EfficiencyLength | None) -> str:
-    """From which length on, as the beginning of a remark."""
+    """From which length on, as a remark in brackets."""
     if crossing is None:
         return ""
-    return f"from {crossing.text}; " if crossing.kind == "crossing" else f"{crossing.text}; "
+    return f" (from {crossing.text})" if crossing.kind == "crossing" else f" ({crossing.text})"
 
 
 def _crossing_mark(costs: Costs, setting: str, pattern: str) -> tuple[float, float | None, float | None] | None:
@@ -453,6 +466,8 @@ def _setting_cell(evidence: Evidence, setting: str) -> Cell:
 def _why(v: Verdict) -> str:
     if v.mark is None:
         return "not yet certified"
+    if v.admitted:
+        return "not measured"
     return "failed certificate" if v.mark == "failed" else v.mark.replace("_", " ")
 
 

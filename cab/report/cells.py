@@ -72,6 +72,8 @@ class CellMaker:
                 note="tasks with a value; the mean gain needs all of them, and the baseline's",
                 details=(("missing", f"{missing} of {standing.tasks} tasks"),),
             )
+        if standing.setting == self.quality.baseline:
+            return Cell("0", 0.0, details=(("baseline", "every gain here is over it"),))
         gains = tuple(
             (f"gain in {task}", f"{numbers.signed(gain.value, None)}, {_range(gain)}")
             for task, gain in standing.gains.items()

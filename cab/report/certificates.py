@@ -17,7 +17,7 @@ MARKS: dict[str, tuple[str, str]] = {
 }
 OTHER_MARKS: dict[str, tuple[str, str]] = {
     "failed": ("failed", "a conformance test failed: no row in this pattern"),
-    "unsupported": ("–", "the mechanism has no such form"),
+    "unsupported": ("unsupported", "the mechanism has no such form"),
 }
 SUPPORT = {"published": "published form", "extension": "our extension", "value_causal": "value-causal"}
 

@@ -157,16 +157,23 @@ def sections(rows: Iterable[Row]) -> list[Section]:
     rows = newest(rows)
     keys: dict[tuple[Any, ...], int] = {}
     for row in rows:
-        key = tuple(row.get(column) for column in GROUP)
+        key = _group(row)
         keys[key] = keys.get(key, 0) + 1
     wholes = [key for key in keys if not any(other != key and _agrees(key, other) for other in keys)]
     members: dict[tuple[Any, ...], list[Row]] = {whole: [] for whole in wholes}
     homes = {key: [whole for whole in wholes if _agrees(key, whole)] for key in keys}
     for row in rows:
-        for whole in homes[tuple(row.get(column) for column in GROUP)]:
+        for whole in homes[_group(row)]:
             members[whole].append(row)
     ordered = sorted(wholes, key=lambda key: (-len(members[key]), repr(key)))
     return [Section(key, members[key]) for key in ordered]
+
+
+def _group(row: Row) -> tuple[Any, ...]:
+    """The row's values of ``GROUP``; a floor is the same on every machine, so it goes with every group of its size."""
+    if str(row.get("setting")).startswith("floor"):
+        return tuple(row.get(column) if column in ("protocol", "size") else None for column in GROUP)
+    return tuple(row.get(column) for column in GROUP)
 
 
 def _agrees(part: tuple[Any, ...], whole: tuple[Any, ...]) -> bool:

@@ -28,7 +28,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)))
 
 WIDTH = 5.6  # inches; at half of a page the text of 10 points is still 6 to 7 points
-DRAWING = 3  # changes whenever the same data would be drawn in another way
+DRAWING = 4  # changes whenever the same data would be drawn in another way
 
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -84,6 +84,7 @@ class QualityFigure:
     name: str
     title: str
     x_label: str
+    settings: tuple[str, ...]
     panels: tuple[QualityPanel, ...]
 
     def draw(self) -> Canvas:
@@ -91,15 +92,14 @@ class QualityFigure:
 
         canvas = Canvas(figsize=(WIDTH, 0.3 + 3.5 * len(self.panels)), layout="constrained")
         canvas.suptitle(self.title, fontsize=11, x=0.01, ha="left")
-        settings = sorted({point.setting for panel in self.panels for point in panel.points})
+        settings = self.settings
         all_axes = canvas.subplots(len(self.panels), 1, squeeze=False)[:, 0]
         for axes, panel in zip(all_axes, self.panels, strict=True):
             _draw_panel(axes, panel, settings)
         all_axes[-1].set_xlabel(self.x_label)
         canvas.draw_without_rendering()
         for axes, panel in zip(all_axes, self.panels, strict=True):
-            places = [(point.setting, point.x, point.y) for point in panel.points]
-            _label_points(axes, places, front(panel.points, panel.higher_is_better), settings)
+            _label_points(axes, panel, settings)
         return canvas
 
 
@@ -118,6 +118,7 @@ class CostFigure:
     title: str
     y_label: str
     baseline: str
+    settings: tuple[str, ...]
     curves: tuple[CostCurve, ...]
 
     def draw(self) -> Canvas:
@@ -203,14 +204,13 @@ def _draw_panel(axes: Axes, panel: QualityPanel, settings: Sequence[str]) -> Non
 def _draw_curves(axes: Axes, figure: CostFigure) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    settings = sorted(curve.setting for curve in figure.curves)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     _plain_ticks(axes)
     lengths = sorted({point[0] for curve in figure.curves for point in curve.points})
     axes.plot([lengths[0] / 1.15, lengths[-1]], [1.0, 1.0], color=INK, linewidth=1.4)
     for curve in figure.curves:
-        colour, marker, dash = _style(curve.setting, settings)
+        colour, marker, dash = _style(curve.setting, figure.settings)
         x = [point[0] for point in curve.points]
         y = [point[1] for point in curve.points]
         below = [point[1] - point[2] if point[2] is not None else 0.0 for point in curve.points]
@@ -268,15 +268,19 @@ def _error(value: float, low: float | None, high: float | None) -> list[list[flo
     return None if low is None or high is None else [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
-def _label_points(
-    axes: Axes, places: Sequence[tuple[str, float, float]], best_points: Sequence[QualityPoint], settings: Sequence[str]
-) -> None:
-    """Puts each name beside its point where it covers the least of the points, the front and the names before it."""
+def _label_points(axes: Axes, panel: QualityPanel, settings: Sequence[str]) -> None:
+    """Puts each name beside its point where it covers the least of points, intervals, front and names before it."""
     scale = axes.figure.dpi / 72
     frame = axes.get_window_extent()
+    places = [(point.setting, point.x, point.y) for point in panel.points]
     pixels = {name: axes.transData.transform((x, y)) for name, x, y in places}
     taken = [(x - 5 * scale, y - 5 * scale, x + 5 * scale, y + 5 * scale) for x, y in pixels.values()]
-    corners = [pixels[point.setting] for point in best_points]
+    for p in panel.points:
+        low = axes.transData.transform((p.x if p.x_low is None else p.x_low, p.y if p.y_low is None else p.y_low))
+        high = axes.transData.transform((p.x if p.x_high is None else p.x_high, p.y if p.y_high is None else p.y_high))
+        x, y = pixels[p.setting]
+        taken += [(low[0], y - scale, high[0], y + scale), (x - scale, low[1], x + scale, high[1])]
+    corners = [pixels[point.setting] for point in front(panel.points, panel.higher_is_better)]
     for (x0, y0), (x1, y1) in pairwise(corners):
         taken.append((x0, y0 - scale, x1, y0 + scale))
         taken.append((x1 - scale, min(y0, y1), x1 + scale, max(y0, y1)))
@@ -330,8 +334,9 @@ def _shared(a: tuple[float, float, float, float], b: tuple[float, float, float, 
 def _label_ends(axes: Axes, figure: CostFigure) -> None:
     """Names at the right ends, pushed apart until none covers another, with a thin line to the end it names."""
     scale = axes.figure.dpi / 72
-    settings = sorted(curve.setting for curve in figure.curves)
-    ends = [(curve.setting, *curve.points[-1][:2], _style(curve.setting, settings)[0]) for curve in figure.curves]
+    ends = [
+        (curve.setting, *curve.points[-1][:2], _style(curve.setting, figure.settings)[0]) for curve in figure.curves
+    ]
     right = max(x for _, x, _, _ in ends)
     ends.append((figure.baseline, right, 1.0, INK))
     wanted = [(float(axes.transData.transform((x, y))[1]), name, x, y, colour) for name, x, y, colour in ends]

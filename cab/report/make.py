@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +24,14 @@ class Report:
     Attributes:
         folder: ``<results>/<protocol>/<hardware>``.
         paths: of the files, the two pages first.
-        top: per pattern (its two letters), lines: the answer, then the first rows of its table.
+        top: lines for a terminal: per pattern its title, the answer, and the first rows of its table.
         problems: what could not be read, as ``file:line: why``.
         pending: cells that are planned and have no record yet.
     """
 
     folder: Path
     paths: tuple[Path, ...]
-    top: Mapping[str, tuple[str, ...]]
+    top: tuple[str, ...]
     problems: tuple[str, ...]
     pending: int
 
@@ -60,14 +59,17 @@ def make_report(folder: Path, *, figures: bool = True) -> Report:
     return Report(folder, tuple(paths), _top(book), book.problems, book.pending)
 
 
-def _top(book: Book) -> dict[str, tuple[str, ...]]:
-    parts = book.sections[0].patterns if book.sections else ()
-    return {part.pattern.short: (*part.answer, *part.top) for part in parts}
+def _top(book: Book) -> tuple[str, ...]:
+    lines: list[str] = []
+    for part in book.sections[0].patterns if book.sections else ():
+        lines.append(f"{part.pattern.short}  {part.pattern.title}")
+        lines += [f"    {line}" for line in (*part.answer, *part.top)]
+    return tuple(lines)
 
 
 def top_of_each_pattern(report: Report) -> str:
     """The answer and the first rows of each pattern, as text for a terminal."""
-    return "\n".join(f"{short}\n" + "\n".join(f"  {line}" for line in lines) for short, lines in report.top.items())
+    return "\n".join(report.top)
 
 
 def _export(folder: Path, evidence: Evidence) -> list[Path]:

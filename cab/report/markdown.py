@@ -100,7 +100,7 @@ def _titled(table: Table, level: str, text: str = "") -> Iterator[str]:
 def _absent(part: PatternPart) -> Iterator[str]:
     if part.main.absent:
         yield from ("Without a row here:", "")
-        yield from (f"- {_plain(a.setting)}: {a.why}. {_plain(a.reason)}" for a in part.main.absent)
+        yield from (f"- {_plain(', '.join(a.settings))}: {a.why} ({_plain(a.reason)})" for a in part.main.absent)
         yield ""
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from cab.report.book import Book
 from cab.report.figures import COLOURS, GRID, INK, MUTED, PAPER, Drawn
@@ -58,6 +58,7 @@ def to_html(book: Book, drawn: Sequence[Drawn]) -> str:
         script=Markup((TEMPLATES / "page.js").read_text()),
         pictures=pictures,
         inline=_inline,
+        code=_code,
         number=store.number,
         tip=_tip,
         sort_value=_sort_value,
@@ -72,6 +73,11 @@ def _tip(cell: Cell) -> str:
     return "\n".join(lines)
 
 
+def _code(text: str) -> Markup:
+    """Text with what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 def _sort_value(cell: Cell) -> str:
     return "" if cell.sort is None else f"{cell.sort:.12g}" if isinstance(cell.sort, float | int) else cell.sort
 
@@ -82,7 +88,7 @@ def _inline(picture: Drawn) -> Markup:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<style type=\"text/css\">.*?</style>\s*", "", text, flags=re.DOTALL)
-    label = Markup.escape(f"{picture.figure.title}; the numbers are in the tables")
+    label = escape(f"{picture.figure.title}; the numbers are in the tables")
     text = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{label}">', text, count=1)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")

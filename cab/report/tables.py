@@ -60,9 +60,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Absent:
-    """A setting without a row, and why."""
+    """Settings without a row, and why."""
 
-    setting: str
+    settings: tuple[str, ...]
     why: str
     reason: str
 

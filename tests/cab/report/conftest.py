@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
 from cab.records import Record, RecordStore, Status
 
 MACHINE: dict[str, Any] = {"dtype": "float32", "device": "cpu", "hardware": "test-2-cores", "threads": 2}
@@ -23,6 +25,21 @@ class Folder:
         self.path = path
         self.store = RecordStore(path)
         self._count = 0
+        self._held: list[Record] | None = None
+
+    def append(self, record: Record) -> None:
+        if self._held is None:
+            self.store.append(record)
+        else:
+            self._held.append(record)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Writes what is added inside in one go: a flush to the disk per row takes most of a test's time."""
+        self._held = []
+        yield
+        rows, self._held = self._held, None
+        self.store.append(*rows)
 
     def key(self) -> str:
         self._count += 1
@@ -89,7 +106,7 @@ class Folder:
             "slots": None if floor else "one", "phase": "evaluate", "level": "model", "manifest": "m1",
             "started_at": "2026-01-01T00:00:00+00:00", "length_q": 64, "length_kv": 64,
         }  # fmt: skip
-        self.store.append(Record(**{**fields, **MACHINE, **columns}))
+        self.append(Record(**{**fields, **MACHINE, **columns}))
         return key
 
     def failed_quality(
@@ -101,12 +118,12 @@ class Folder:
             "size": "tiny", "split": "test", "seed": 1, "slots": "one", "phase": "evaluate", "level": "model",
             "started_at": "2026-01-01T00:00:00+00:00", "length_q": 64, "length_kv": 64,
         }  # fmt: skip
-        self.store.append(Record(**{**fields, **MACHINE, **columns}))
+        self.append(Record(**{**fields, **MACHINE, **columns}))
 
     def training(self, setting: str, pattern: str, task: str, **metrics: float) -> None:
         key = self.key()
         for metric, value in metrics.items():
-            self.store.append(
+            self.append(
                 Record(
                     run_key=key,
                     protocol="quick",
@@ -124,7 +141,7 @@ class Folder:
                     phase="train",
                     level="model",
                     **MACHINE,
-                )  # fmt: skip
+                )
             )
 
     def cost(self, setting: str, pattern: str, length: int, metric: str, value: float | None = None, *,
@@ -137,7 +154,7 @@ class Folder:
             "batch": 1, "heads": 8, "head_dim": 64, "compiled": False, "started_at": "2026-01-01T00:00:00+00:00",
             "manifest": "m1",
         }  # fmt: skip
-        self.store.append(Record(**{**fields, **MACHINE, **columns}))
+        self.append(Record(**{**fields, **MACHINE, **columns}))
 
 
 @pytest.fixture
@@ -145,8 +162,15 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path / "results" / "quick" / "test-2-cores")
 
 
-def fill(folder: Folder, lengths: Sequence[int] = LENGTHS, processes: int = 3, units: int = 60) -> Folder:
+def fill(folder: Folder, patterns: Sequence[str] = PATTERNS) -> Folder:
     """A whole leaderboard: six settings, four patterns, two tasks in CS, with every kind of gap."""
+    with folder.at_once():
+        _fill(folder, patterns)
+    return folder
+
+
+def _fill(folder: Folder, patterns: Sequence[str], processes: int = 3, units: int = 60) -> None:
+    lengths = LENGTHS
     rng = np.random.default_rng(0)
     everywhere = dict.fromkeys(PATTERNS, "certified")
     folder.certificate("sdpa", everywhere, exact=True)
@@ -166,7 +190,7 @@ def fill(folder: Folder, lengths: Sequence[int] = LENGTHS, processes: int = 3, u
     speed = {"sdpa": 0.0, "softmax": -0.1, "linear": 0.9, "performer": 0.6, "reformer": 0.4, "identity": 1.4}
     weights = rng.integers(50, 200, units).astype(float)
     document = rng.normal(0, 0.3, units)
-    for pattern in PATTERNS:
+    for pattern in patterns:
         folder.quality("floor:uniform", pattern, "recall", np.full(units, 0.06))
         for setting, accuracy in skill.items():
             if pattern in ("noncausal_cross", "causal_cross") and setting in ("identity", "reformer"):
@@ -195,8 +219,9 @@ def fill(folder: Folder, lengths: Sequence[int] = LENGTHS, processes: int = 3, u
                     folder.cost(setting, pattern, length, "peak_extra_bytes", 4096.0 * length)
     folder.quality("floor:unigram", "causal_self", "lm", 6.0 + document, weights=weights, metric="perplexity",
                    higher=False, aggregate="exp_mean")  # fmt: skip
-    folder.failed_quality("performer", "causal_self", "lm", Status.DIVERGED, "loss was nan at step 40")
-    return folder
+    folder.failed_quality(
+        "performer", "causal_self", "lm", Status.DIVERGED, "loss was nan at step 40", metric="perplexity"
+    )
 
 
 @pytest.fixture
