@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ from attention_zoo.errors import UnknownName
 if TYPE_CHECKING:
     from attention_zoo.contract import Attention, AttentionCore, Card
 
+# Annotations that are checked, as they stand in the source (annotations are not evaluated here).
+_TYPES: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str, "None": type(None)}
 ENTRY_POINT_GROUP = "attention_zoo"
 _NOT_MECHANISMS = frozenset({"contract", "errors", "registry", "primitives", "conformance", "reference", "integrations"})
 
@@ -59,12 +61,23 @@ def card(name: str) -> Card:
     return mechanism(name).card
 
 
-def check_options(kind: type[Attention] | type[AttentionCore], options: Mapping[str, Any] | Collection[str]) -> None:
-    """Raises :class:`UnknownName` for an option that the constructor does not have."""
+def check_options(kind: type[Attention] | type[AttentionCore], options: Mapping[str, Any]) -> None:
+    """Raises :class:`UnknownName` for an option that the constructor does not have, ``ValueError`` for a wrong type."""
     allowed = kind.option_parameters()
-    for option in options:
+    for option, value in options.items():
         if option not in allowed:
             raise UnknownName("option", option, allowed)
+        wanted = str(allowed[option].annotation)
+        names = {part.strip() for part in wanted.split("|")}
+        if names <= set(_TYPES) and not any(_fits(value, _TYPES[name]) for name in names):
+            raise ValueError(f"option {option}={value!r} is not of type {wanted}")
+
+
+def _fits(value: object, kind: type) -> bool:
+    """Whether a value may stand for a type: an int for a float, but no bool for a number."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, kind) or (kind is float and isinstance(value, int))
 
 
 def build(

@@ -5,6 +5,7 @@ One :class:`Composer` is open per process; it knows the search path (ours, ``--c
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import sys
@@ -87,7 +88,13 @@ class Composer:
         given = [ALL.sub(r"\1=[all]", override) for override in overrides]
         check_overrides(self.parse(given), self.groups)
         with self.one_line_errors(verb):
-            return hydra_compose(verb, [*self.search_path_override, *given], return_hydra_config=with_hydra)
+            config = hydra_compose(verb, [*self.search_path_override, *given], return_hydra_config=with_hydra)
+        if verb in schema.VERBS:
+            known = {field.name for field in dataclasses.fields(schema.VERBS[verb])}
+            # Hydra's +key=value would add a key that nothing reads.
+            for key in sorted(str(key) for key in set(config) - known - {"hydra"}):
+                raise unknown("key", key, known)
+        return config
 
     @contextmanager
     def one_line_errors(self, verb: str) -> Iterator[None]:

@@ -178,8 +178,11 @@ def task_card(name: str, target: str) -> TaskCard:
 
 def make_task(name: str, target: str, options: Mapping[str, Any]) -> Task:
     """A task from its config node; a wrong option is a :class:`UserError` in one line."""
+    kind = task_class(name, target)
+    if "size" in options and options["size"] not in kind.card.lengths:
+        raise unknown(f"size of task {name}", str(options["size"]), kind.card.lengths)
     try:
-        return task_class(name, target)(**options)
+        return kind(**options)
     except (TypeError, ValueError) as error:
         raise UserError(f"task {name!r}: {one_line(error)}") from error
 

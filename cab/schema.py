@@ -82,7 +82,8 @@ class Common:
 class Efficiency(Common):
     """``cab efficiency``: cost of attentions x patterns x lengths, each paired with ``sdpa`` and ``softmax``.
 
-    ``attentions`` are settings by name or wildcard, or ``all``. ``lengths_key`` are key lengths of the cross patterns (None: the query's).
+    ``attentions`` are settings by name or wildcard, or ``all``. ``lengths_key`` are the key lengths of the cross
+    patterns (None: equal to the query's).
     """
 
     attentions: list[str] = field(default_factory=lambda: ["all"])

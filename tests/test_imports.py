@@ -1,4 +1,4 @@
-"""Imports run downwards only: cab -> tasks -> attention_zoo, and no floor names a mechanism or a task of the one below."""
+"""Imports run downwards only, and no floor names a mechanism or a task of the one below."""
 
 import ast
 from pathlib import Path
@@ -48,5 +48,7 @@ def test_mechanisms_and_tasks_are_reached_by_config_only(floor: str, below: str)
 def test_references_share_no_code_with_their_mechanisms() -> None:
     for path in sources("attention_zoo/reference"):
         ours = {name for name in imported(path) if name.startswith("attention_zoo")}
-        strangers = {name for name in ours if not name.startswith(("attention_zoo.contract", "attention_zoo.reference"))}
+        strangers = {
+            name for name in ours if not name.startswith(("attention_zoo.contract", "attention_zoo.reference"))
+        }
         assert not strangers, f"{path.name} imports {sorted(strangers)}"

@@ -1,10 +1,28 @@
-"""Makes the helpers of these tests importable by name, here and in child processes."""
+"""The plug-in folder of these tests: an attention and a task written as an outsider would."""
 
-from __future__ import annotations
-
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-IMPORTABLE = str(Path(__file__).parent / "measure" / "importable")
-if IMPORTABLE not in sys.path:
-    sys.path.insert(0, IMPORTABLE)
+import pytest
+
+from cab.compose import Composer
+
+OUTSIDE = Path(__file__).resolve().parents[1] / "outside"
+
+
+@pytest.fixture(scope="session")
+def outside() -> Path:
+    return OUTSIDE
+
+
+@pytest.fixture
+def composer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Composer]:
+    monkeypatch.syspath_prepend(OUTSIDE)
+    with Composer(OUTSIDE) as opened:
+        yield opened
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

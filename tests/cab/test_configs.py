@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from attention_zoo.contract import Pattern
 from omegaconf import OmegaConf
 
+from attention_zoo.contract import Pattern
 from cab import schema
 from cab.compose import Composer
 from cab.run import make_task, task_card

@@ -32,7 +32,9 @@ def hashes() -> dict[str, str]:
 
 def test_comments_docstrings_and_formatting_change_nothing(package: Path) -> None:
     before = hashes()
-    (package / "shared.py").write_text('"""Says what."""\n\n\ndef f(x):\n    """And how."""\n    # why\n    return (x + 1)\n')
+    (package / "shared.py").write_text(
+        '"""Says what."""\n\n\ndef f(x):\n    """And how."""\n    # why\n    return (x + 1)\n'
+    )
     assert hashes() == before
 
 
