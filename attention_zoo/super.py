@@ -51,7 +51,7 @@ CARD = dataclasses.replace(
     collapses=None,  # it does at W^A = I, where it starts, but no option holds it there
 )
 
-ROW_BLOCK = 256
+ROW_BLOCK = 64
 
 
 def tril_product(kernel: Float[Tensor, "L L"], columns: Float[Tensor, "L N"]) -> Float[Tensor, "L N"]:

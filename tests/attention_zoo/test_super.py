@@ -18,7 +18,7 @@ def _randomise(module):
     return module
 
 
-@pytest.fixture(params=[4, 256])
+@pytest.fixture(params=[4, 64])
 def row_block(request, monkeypatch):
     monkeypatch.setattr(mechanism, "ROW_BLOCK", request.param)
 
