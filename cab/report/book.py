@@ -312,7 +312,7 @@ class _View:
                 faster.append((ratio.value, f"{setting} {text}{_from(crossing)}"))
                 fast.append(setting)
         ordered = [text for _, text in sorted(faster)]
-        what = "as a share of its time, and faster from which length"
+        what = "share of its time; from which length"
         lines.append(f"Faster than {BASELINE} at {at} ({what}): {sentence(ordered)}.")
         if whole:
             lines.append(f"Both: {sentence([name for name in kept if name in fast])}.")
