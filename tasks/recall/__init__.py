@@ -1,0 +1,1 @@
+"""Associative recall, posed in all four patterns."""
