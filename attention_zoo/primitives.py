@@ -6,13 +6,15 @@ Each function is mathematics on tensors with no state; a mechanism composes them
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int16, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 SCAN_CHUNK = 128  # positions per chunk of a causal scan
 
@@ -109,6 +111,66 @@ def group_into_blocks(group: Int64[Tensor, "*n L"], num_groups: int, block_size:
     return Groups(item.unflatten(-1, (blocks, block_size)), block_group, slot)
 
 
+class _AttentionWithLse(torch.autograd.Function):
+    """Forward and backward of :func:`attention_with_lse` in few passes over the pairs, most of them in place.
+
+    With e_ij = e^(x_ij - max) / c_ij, t_i = sum_j e_ij, g the gradient of o and h that of lse:
+
+        dv = e^T (g / t),    dx = e (g v^T / t - (g . o - h) / t),    dq = scale dx k,    dk = scale dx^T q.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        visible: Tensor | None,
+        divisor: Tensor | None,
+        dropout: float,
+    ) -> tuple[Tensor, Tensor]:
+        wide = accumulation_dtype(q)
+        with without_autocast(q):
+            weights = ((q * scale) @ k.transpose(-2, -1)).to(wide)
+            if visible is not None:
+                weights.masked_fill_(~visible, -torch.inf)
+            # The maximum cancels between numerator and normaliser.
+            largest = weights.amax(-1, keepdim=True)
+            largest = torch.where(largest.isfinite(), largest, 0.0)
+            weights.sub_(largest).exp_()
+            if divisor is not None:
+                weights.div_(divisor)
+            total = weights.sum(-1, keepdim=True)
+            seen = total > 0
+            total = torch.where(seen, total, 1.0)
+            lse = torch.where(seen, total.log() + largest, -torch.inf).squeeze(-1)
+            keep = None if dropout == 0 else (torch.rand_like(weights) >= dropout).to(wide).div_(1 - dropout)
+            out = (weights if keep is None else weights * keep).to(v.dtype) @ v
+            out = out.to(wide).div_(total)
+        ctx.save_for_backward(q, k, v, weights, total, seen, keep, out)
+        ctx.scale = scale
+        return out, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, weights, total, seen, keep, out = ctx.saved_tensors
+        with without_autocast(q):
+            # The gradient of -inf is void.
+            grad_lse = torch.where(seen, grad_lse.unsqueeze(-1), 0.0)
+            grad_sum = ((grad_out * out).sum(-1, keepdim=True) - grad_lse) / total
+            grad_out = (grad_out / total).to(v.dtype)
+            grad_v = (weights if keep is None else weights * keep).to(v.dtype).transpose(-2, -1) @ grad_out
+            grad_logits = (grad_out @ v.transpose(-2, -1)).to(weights.dtype)
+            if keep is not None:
+                grad_logits.mul_(keep)
+            grad_logits = grad_logits.sub_(grad_sum).mul_(weights).to(q.dtype)
+            grad_q = (grad_logits @ k).mul_(ctx.scale)
+            grad_k = (grad_logits.transpose(-2, -1) @ q).mul_(ctx.scale)
+        return grad_q, grad_k, grad_v, None, None, None, None
+
+
 def attention_with_lse(
     q: Float[Tensor, "*n m D"],
     k: Float[Tensor, "*n l D"],
@@ -116,33 +178,20 @@ def attention_with_lse(
     *,
     scale: float,
     visible: Bool[Tensor, "*pairs"] | None = None,
-    bias: Float[Tensor, "*pairs"] | None = None,
+    divisor: Shaped[Tensor, "*pairs"] | None = None,
     dropout: float = 0.0,
 ) -> tuple[Float[Tensor, "*n m Dv"], Float[Tensor, "*n m"]]:
-    """Softmax attention and the logarithm of its normaliser, both differentiable.
+    """Softmax attention and the logarithm of its normaliser, both differentiable (once).
 
-    x_ij = scale q_i . k_j + bias_ij over the visible j;  lse_i = log sum_j e^x_ij,  o_i = sum_j e^(x_ij - lse_i) v_j.
+    With x_ij = scale q_i . k_j and positive divisors c_ij (1 where None), over the visible j:
 
-    A row that sees nothing gives o_i = 0 and lse_i = -inf, with zero gradients. ``visible`` and ``bias`` broadcast to
-    ``[*n, m, l]``. Normalisers are in at least float32, and so are the results. Dropout acts on the weights only.
+        lse_i = log sum_j e^x_ij / c_ij,    o_i = e^(-lse_i) sum_j (e^x_ij / c_ij) v_j.
+
+    A row that sees nothing gives o_i = 0 and lse_i = -inf, with zero gradients. ``visible`` and ``divisor`` broadcast
+    to ``[*n, m, l]``. Normalisers are in at least float32, and so are the results. Dropout acts on the weights only.
     """
-    wide = accumulation_dtype(q)
-    logits = ((q * scale) @ k.transpose(-2, -1)).to(wide)
-    if bias is not None:
-        logits = logits + bias
-    if visible is not None:
-        logits = logits.masked_fill(~visible, -torch.inf)
-    # The maximum cancels between numerator and normaliser, so it needs no gradient.
-    largest = logits.detach().amax(-1, keepdim=True)
-    largest = torch.where(largest.isfinite(), largest, 0.0)
-    weights = torch.exp(logits - largest)
-    total = weights.sum(-1, keepdim=True)
-    # A total of 0 is replaced before division and logarithm: where() alone would leave NaN in the gradient.
-    seen = total > 0
-    total = torch.where(seen, total, 1.0)
-    lse = torch.where(seen, total.log() + largest, -torch.inf).squeeze(-1)
-    weights = F.dropout(weights, dropout, training=dropout > 0)
-    return (weights.to(v.dtype) @ v).to(wide) / total, lse
+    out, lse = _AttentionWithLse.apply(q, k, v, scale, visible, divisor, dropout)
+    return out, lse
 
 
 def merge_by_lse(
@@ -166,17 +215,27 @@ def merge_by_lse(
 
 
 def count_shared_rounds(
-    query_id: Int64[Tensor, "*n R Lq"],
+    query_ids: Sequence[Int64[Tensor, "*n R Lq"]],
     key_id: Int64[Tensor, "*n R Lk"],
     query_slot: Int64[Tensor, "*n R P m"],
     key_slot: Int64[Tensor, "*n R P l"],
-) -> Int16[Tensor, "*n R P m l"]:
-    """N_ij = #{r : query_id[r, i] = key_id[r, j]} for the pairs (i, j) that meet in a block."""
-    count = torch.zeros((), dtype=torch.int16, device=query_id.device)  # the largest tensor here: kept small
-    for r in range(query_id.shape[-2]):
-        of_query = query_id[..., r, :].gather(-1, query_slot.flatten(-3)).view_as(query_slot)
-        of_key = key_id[..., r, :].gather(-1, key_slot.flatten(-3)).view_as(key_slot)
-        count = count + (of_query[..., :, None] == of_key[..., None, :])
+) -> Shaped[Tensor, "*n R P m l"]:
+    """N_ij, the rounds in which i and j meet, for the pairs (i, j) that meet in a block of the round at hand.
+
+    They meet in round r where key_id[r, j] equals query_id[r, i] for one of ``query_ids`` (which differ from each
+    other). The round at hand is not looked at: a pair that shares its block without meeting gets a count of no meaning.
+    """
+    rounds = key_id.shape[-2]
+    # One byte a pair where it suffices: these are the largest tensors here.
+    dtype = torch.uint8 if rounds < 256 else torch.int16
+    count = torch.ones((*query_slot.shape, key_slot.shape[-1]), dtype=dtype, device=key_id.device)
+    equal = torch.empty_like(count, dtype=torch.bool)
+    for other in range(1, rounds):
+        of_key = key_id.roll(-other, dims=-2).gather(-1, key_slot.flatten(-2)).view_as(key_slot).int()
+        for query_id in query_ids:
+            of_query = query_id.roll(-other, dims=-2).gather(-1, query_slot.flatten(-2)).view_as(query_slot).int()
+            torch.eq(of_query[..., :, None], of_key[..., None, :], out=equal)
+            count.add_(equal.view(torch.uint8))
     return count
 
 

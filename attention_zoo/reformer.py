@@ -29,8 +29,8 @@ whole sequence. ``value_causal`` on the card.
 Our extension: separate queries and keys (always in the cross patterns; ``shared_qk=False`` in the self patterns),
 *key-anchored*, so that a query's output does not depend on other queries. Both sides are hashed by the same R_r; a
 query takes the best bucket among those that hold a key, argmax over occupied buckets, so that none is left without
-keys; it sees the 2 m keys of its bucket that lie furthest along the bucket's direction (all of them, mostly: m / 2 is
-the mean). Keys keep their length, self is not excluded, and rounds merge as above.
+keys; it sees the m keys of its bucket that lie furthest along the bucket's direction (all of them, mostly: m / 2 is the
+mean). Keys keep their length, self is not excluded, and rounds merge as above.
 
 Source: N. Kitaev, L. Kaiser, A. Levskaya, "Reformer: The Efficient Transformer", ICLR 2020, arXiv:2001.04451.
 """
@@ -86,7 +86,7 @@ class Meetings(NamedTuple):
     key: Int64[Tensor, "B H R P l"]
     visible: Bool[Tensor, "B H R P m l"]
     slot: Int64[Tensor, "B H R Lq"]  # where, among the P m places, the query is
-    query_group: list[Int64[Tensor, "B H R Lq"]]  # i meets j in a round where one of these ...
+    query_groups: list[Int64[Tensor, "B H R Lq"]]  # i meets j in a round where one of these ...
     key_group: Int64[Tensor, "B H R Lk"]  # ... equals this
 
 
@@ -165,7 +165,7 @@ def anchored_buckets(
     *,
     causal: bool,
 ) -> Meetings:
-    """Each query meets the first 2 m keys along the direction of its best occupied bucket (our extension)."""
+    """Each query meets the first m keys along the direction of its best occupied bucket (our extension)."""
     length_q, (length_k, buckets) = query_scores.shape[-2], key_scores.shape[-2:]
     along, bucket = key_scores.max(dim=-1)
     # Padding fills one more bucket, which no query can take.
@@ -174,17 +174,17 @@ def anchored_buckets(
     furthest = along.argsort(dim=-1, descending=True, stable=True)
     order = furthest.gather(-1, group.gather(-1, furthest).argsort(dim=-1, stable=True))
     first = size.cumsum(-1) - size
-    size = size.clamp(max=2 * bucket_size)
+    size = size.clamp(max=bucket_size)
 
     query_bucket = query_scores.masked_fill((size[..., :buckets] == 0)[..., None, :], -torch.inf).argmax(-1)
     blocks = group_into_blocks(query_bucket, buckets, min(max(bucket_size // 2, 1), length_q))
-    place = torch.arange(min(2 * bucket_size, length_k), device=bucket.device)
+    place = torch.arange(min(bucket_size, length_k), device=bucket.device)
     rank = first.gather(-1, blocks.group)[..., None] + place
     key = _at(order, rank.clamp(max=length_k - 1))
     visible = (place < size.gather(-1, blocks.group)[..., None])[..., None, :]
     if causal:
         visible = visible & (key[..., None, :] <= blocks.item[..., :, None])
-    kept = invert_permutation(order) - first.gather(-1, group) < 2 * bucket_size
+    kept = invert_permutation(order) - first.gather(-1, group) < bucket_size
     return Meetings(
         blocks.item,
         key,
@@ -252,20 +252,16 @@ class ReformerCore(AttentionCore):
         valid = None if key_padding_mask is None else ~key_padding_mask
         keys = F.normalize(q, dim=-1) if self.shared_qk else k
         meetings = self._meet(q, keys, valid)
-        bias = None
+        met = None
         if self.correct_duplicates and self.rounds > 1:
-            met = sum(
-                count_shared_rounds(group, meetings.key_group, meetings.query, meetings.key)
-                for group in meetings.query_group
-            )
-            bias = -torch.as_tensor(met).clamp(min=1).to(accumulation_dtype(q)).log()
+            met = count_shared_rounds(meetings.query_groups, meetings.key_group, meetings.query, meetings.key)
         out, lse = attention_with_lse(
             gather_rows(q, meetings.query),
             gather_rows(keys, meetings.key),
             gather_rows(v, meetings.key),
             scale=self.head_dim**-0.5,
             visible=meetings.visible,
-            bias=bias,
+            divisor=met,
             dropout=self.dropout if self.training else 0.0,
         )
         out = gather_rows(out.flatten(-3, -2), meetings.slot)
@@ -300,7 +296,7 @@ class ReformerCore(AttentionCore):
         else:
             hashed, width = length_q + length_k, min(max(self.bucket_size // 2, 1), length_q)
             blocks = length_q // width + min(2 * half, length_q)
-            pairs = blocks * width * min(2 * self.bucket_size, length_k)
+            pairs = blocks * width * min(self.bucket_size, length_k)
         return batch * self.num_heads * self.rounds * self.head_dim * (2 * hashed * half + 4 * pairs)
 
 

@@ -298,17 +298,16 @@ class SmyrfCore(AttentionCore):
         self, q: Float[Tensor, "*n Lq D"], k: Float[Tensor, "*n Lk D"], v: Float[Tensor, "*n Lk Dv"], clusters: Clusters
     ) -> tuple[Float[Tensor, "*n Lq Dv"], Float[Tensor, "*n Lq"]]:
         """Softmax inside each cluster, then the merge of the rounds."""
-        bias = None
+        met = None
         if self.correct_duplicates and self.rounds > 1:
-            met = count_shared_rounds(clusters.query_piece, clusters.key_piece, clusters.query, clusters.key)
-            bias = -met.clamp(min=1).to(accumulation_dtype(q)).log()
+            met = count_shared_rounds([clusters.query_piece], clusters.key_piece, clusters.query, clusters.key)
         out, lse = attention_with_lse(
             gather_rows(q, clusters.query),
             gather_rows(k, clusters.key),
             gather_rows(v, clusters.key),
             scale=self.head_dim**-0.5,
             visible=None if clusters.key_visible is None else clusters.key_visible[..., None, :],
-            bias=bias,
+            divisor=met,
             dropout=self.dropout if self.training else 0.0,
         )
         out = gather_rows(out.flatten(-3, -2), clusters.slot)

@@ -2,7 +2,7 @@
 
 The pairs are found one sample, head and round at a time, straight from the definitions: buckets
 argmax([xR ; -xR]), sorted places, chunks, own chunk or the one before; or, for separate queries and keys, the best
-occupied bucket and its first 2 m keys.
+occupied bucket and its first m keys.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _shared(x: Tensor, rotation: Tensor, valid: list[int], size: int, across: bo
 
 
 def _separate(q: Tensor, k: Tensor, rotation: Tensor, valid: list[int], size: int) -> list[tuple[int, list[int]]]:
-    """For each query, the first 2 m keys of the bucket that is best for it among those with a key."""
+    """For each query, the first m keys of the bucket that is best for it among those with a key."""
     directions = _directions(rotation, len(valid), size)
     if directions is None:
         return [(i, valid) for i in range(len(q))]
@@ -48,7 +48,7 @@ def _separate(q: Tensor, k: Tensor, rotation: Tensor, valid: list[int], size: in
         members.setdefault(int(scores.argmax()), []).append((-float(scores.max()), j))
     occupied = sorted(members)
     best = [occupied[int((directions[occupied] @ query).argmax())] for query in q]
-    return [(i, [j for _, j in sorted(members[best[i]])[: 2 * size]]) for i in range(len(q))]
+    return [(i, [j for _, j in sorted(members[best[i]])[:size]]) for i in range(len(q))]
 
 
 def rounds_met(core: AttentionCore, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:

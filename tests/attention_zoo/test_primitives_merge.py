@@ -54,6 +54,31 @@ def test_parts_merge_to_attention_over_their_union_with_its_gradient(
         assert all(bool((gradient == 0).all()) for gradient in ours)
 
 
+def test_divisors_are_a_bias_of_the_logits_in_value_and_gradient() -> None:
+    q, k, v = _inputs(3, 5)
+    divisor = torch.tensor([1, 2, 3, 1, 250], dtype=torch.uint8)
+    visible = torch.tensor([True, True, True, False, True])
+    out, lse = attention_with_lse(q, k, v, scale=0.5, visible=visible, divisor=divisor)
+    logits = (0.5 * q @ k.mT - divisor.double().log())[..., visible]
+    expected = torch.softmax(logits, -1) @ v[:, :, visible]
+    torch.testing.assert_close(out, expected, atol=1e-13, rtol=0)
+    ours = torch.autograd.grad(out.square().sum() + lse.sin().sum(), (q, k, v))
+    theirs = torch.autograd.grad(expected.square().sum() + logits.logsumexp(-1).sin().sum(), (q, k, v))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
+def test_the_gradient_under_dropout_is_that_of_the_dropped_weights() -> None:
+    q, k, v = _inputs(2, 4)
+
+    def loss(*x: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        out, lse = attention_with_lse(*x, scale=0.5, dropout=0.4)
+        return torch.cat([out.flatten(), lse.flatten()])
+
+    assert torch.autograd.gradcheck(loss, (q, k, v))
+
+
 def test_lse_has_the_gradient_of_log_sum_exp() -> None:
     """A merge is silently wrong in its gradient without it (facts, section 1f)."""
     q, k, v = _inputs(3, 5)
@@ -118,10 +143,14 @@ def test_shared_rounds_are_counted_for_the_pairs_that_meet() -> None:
     key_id = torch.randint(-1, 3, (2, 4, 5), generator=generator)
     query_slot = torch.randint(0, 6, (2, 4, 2, 3), generator=generator)
     key_slot = torch.randint(0, 5, (2, 4, 2, 7), generator=generator)
-    count = count_shared_rounds(query_id, key_id, query_slot, key_slot)
+    other_id = query_id + 3
+    key_id[0, 0, 0] = 4
+    count = count_shared_rounds([query_id, other_id], key_id, query_slot, key_slot)
     for n, r, p, a, b in torch.cartesian_prod(*map(torch.arange, count.shape)).tolist():
         i, j = int(query_slot[n, r, p, a]), int(key_slot[n, r, p, b])
-        assert count[n, r, p, a, b] == sum(int(query_id[n, x, i] == key_id[n, x, j]) for x in range(4))
+        met = [int(key_id[n, x, j]) in (int(query_id[n, x, i]), int(other_id[n, x, i])) for x in range(4)]
+        if met[r]:
+            assert count[n, r, p, a, b] == sum(met)
 
 
 def test_frozen_numbers_follow_the_global_seed_and_survive_every_dtype() -> None:
