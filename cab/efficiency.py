@@ -115,7 +115,7 @@ def efficiency(
     progress = Progress("efficiency", len(missing))
     try:
         fresh = grid.device.startswith("cuda")
-        with IsolatedRunner(threads=grid.threads, fresh=fresh, preload=["cab.measure.children"]) as runner:
+        with IsolatedRunner(threads=grid.threads, fresh=fresh, preload=grid.preload) as runner:
             child = _Child(runner, config, memory_limit)
             for key, job in missing:
                 started_at = now()
@@ -191,6 +191,12 @@ class _Grid:
                 block += [Job("memory", workload, 0) for workload in traced]
             random.Random(replicate).shuffle(block)
             yield from block
+
+    @property
+    def preload(self) -> list[str]:
+        """What every child needs. The zoo's own modules run no operator on import; a plug-in's might."""
+        modules = {setting.module for setting in (*self.settings.values(), *self.baselines)}
+        return ["cab.measure.children", *sorted(name for name in modules if name.startswith("attention_zoo."))]
 
     def _blank(self, setting: Setting, pattern: Pattern) -> tuple[Status, str] | None:
         try:
