@@ -28,8 +28,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from attention_zoo.contract import AttentionCore, Card, HeadwiseAttention, Pattern, State, Support
-from attention_zoo.primitives import SCAN_CHUNK, accumulation_dtype, causal_scan, without_autocast
 from attention_zoo.errors import UnknownName
+from attention_zoo.primitives import SCAN_CHUNK, accumulation_dtype, causal_scan, without_autocast
 
 CARD = Card(
     name="linear",

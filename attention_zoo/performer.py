@@ -41,7 +41,7 @@ from torch import Tensor
 
 from attention_zoo import linear
 from attention_zoo.contract import AttentionCore, HeadwiseAttention, Pattern
-from attention_zoo.registry import UnknownName
+from attention_zoo.errors import UnknownName
 
 CARD = dataclasses.replace(
     linear.CARD,
