@@ -79,10 +79,10 @@ def certify(
     for pattern in asked:
         if progress is not None:
             progress(pattern)
-        found[pattern] = list(_lines(kind, options, pattern, oracle))
+        found[pattern] = list(lines(kind, options, pattern, oracle))
     # An excuse is judged over all supported patterns: an order may matter in one pattern and not in another.
     if set(kind.card.supports) <= set(asked):
-        _judge_excuses(found)
+        judge_excuses(found)
     parts = {
         pattern: PatternCertificate(
             pattern,
@@ -104,9 +104,10 @@ def certify(
     )
 
 
-def _lines(
+def lines(
     kind: type[Attention], options: Mapping[str, Any], pattern: Pattern, oracle: Oracle | None
 ) -> Iterator[Result]:
+    """The lines of one pattern as they are found, before excuses are judged; who looks for one failure can stop."""
     if pattern not in kind.card.supports:
         yield _refusal(kind, options, pattern)
         return
@@ -143,7 +144,7 @@ def _refusal(kind: type[Attention], options: Mapping[str, Any], pattern: Pattern
     return Result("S6", title, "layer", case, Status.FAIL, "not refused, but built", reason)
 
 
-def _judge_excuses(found: dict[Pattern, list[Result]]) -> None:
+def judge_excuses(found: dict[Pattern, list[Result]]) -> None:
     """An excuse whose opposite held in every line that names it was declared falsely: each such line fails."""
     excused = [result for results in found.values() for result in results if result.declares]
     for name in {result.declares for result in excused}:

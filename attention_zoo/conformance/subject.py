@@ -307,24 +307,30 @@ def _next_prime(number: int) -> int:
     return number
 
 
-def longest_length(options: Mapping[str, Any], most: int = 1031) -> int:
-    """A prime past two of the largest block: an option named ``*_size`` or ``window``; at least 131, at most ``most``.
-
-    131 is two chunks of the zoo's causal scan and a rest.
-    """
-    blocks = [
+def _blocks(options: Mapping[str, Any]) -> list[int]:
+    """Values of the options that are named ``*_size`` or ``window``."""
+    return [
         value
         for name, value in options.items()
         if (name.endswith("_size") or name == "window") and isinstance(value, int) and not isinstance(value, bool)
     ]
-    return min(_next_prime(max(131, *(2 * block + 3 for block in blocks), 0)), most)
+
+
+def longest_length(options: Mapping[str, Any], most: int = 1031) -> int:
+    """A prime past two of the largest block; at least 131 (past two chunks of the zoo's scan), at most ``most``."""
+    return min(_next_prime(max(131, *(2 * block + 3 for block in _blocks(options)), 0)), most)
+
+
+def whole_blocks(options: Mapping[str, Any]) -> int:
+    """Two of the largest block, exactly: where a division with a rest and one without can differ by one."""
+    return 2 * min(max(_blocks(options), default=64), 512)
 
 
 @dataclass(frozen=True)
 class Bench:
     """One attention in one pattern, built and ready to be tried.
 
-    ``shapes`` are (Lq, Lk): one, two, three, odd, prime, no multiple of any block; unequal in the cross patterns.
+    ``shapes`` are (Lq, Lk): one, two, three, odd, prime, two whole blocks, more; unequal in the cross patterns.
     """
 
     kind: type[Attention]
@@ -344,21 +350,21 @@ class Bench:
     def subjects(self) -> list[Subject]:
         return [self.layer] if self.op is None else [self.op, self.layer]
 
-    def some_shapes(self, subject: Subject, least: int = 1, most: int = 8) -> list[tuple[int, int]]:
+    def some_shapes(self, subject: Subject, least: int = 1) -> list[tuple[int, int]]:
         """Shapes with at least ``least`` queries and keys: all; fewer for a layer whose core is tried too."""
         shapes = [shape for shape in self.shapes if min(shape) >= least]
         if subject.level == "layer" and self.op is not None:
             shapes = [shape for shape in shapes if shape[0] in (1, 7, 61) or shape[1] == 7] or shapes[:1]
-        return shapes[-most:]
+        return shapes
 
     @classmethod
     def build(cls, kind: type[Attention], options: Mapping[str, Any], pattern: Pattern, oracle: Oracle | None) -> Bench:
-        longest = longest_length({**defaults(kind), **options})
+        longest, whole = (count({**defaults(kind), **options}) for count in (longest_length, whole_blocks))
         if pattern.is_cross:
-            shapes = [(1, 1), (1, 7), (2, 1), (3, 17), (17, 3), (7, 61), (61, 17), (37, longest), (longest, 53)]
+            shapes = [(1, 1), (1, 7), (2, 1), (3, 17), (17, 3), (7, 61), (61, 17)]
+            shapes += [(whole, whole // 2), (37, longest), (longest, 53)]
         else:
-            shapes = [(length, length) for length in (1, 2, 3, 7, 17, 61, 131)]
-            shapes += [(longest, longest)] if longest > 131 else []
+            shapes = [(length, length) for length in (1, 2, 3, 7, 17, 61, whole, longest)]
         layer = LayerSubject(new_layer(kind, options, pattern, longest), pattern)
         core = None
         if issubclass(kind, HeadwiseAttention):

@@ -1,0 +1,48 @@
+"""Changing any sign of a mechanism, its oracle untouched, makes its certificate fail (slow: ``-m slow``)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("mutate.py")
+FILES = [
+    "efficient",
+    "identity",
+    "linear",
+    "optimised",
+    "performer",
+    "primitives",
+    "reformer",
+    "sdpa",
+    "smyrf",
+    "softmax",
+    "super",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("file", FILES)
+def test_every_changed_sign_is_noticed(file: str) -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT), "--json", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    outcomes = json.loads(done.stdout)
+    assert any(outcome["caught"] for outcome in outcomes)
+    holes = [outcome["mutant"] for outcome in outcomes if not outcome["caught"] and not outcome["equivalent"]]
+    assert not holes, "\n".join(f"{hole['file']}.py:{hole['line']}: {hole['change']}" for hole in holes)
+
+
+def test_no_mechanism_is_left_out() -> None:
+    listed = subprocess.run(
+        [sys.executable, "-c", "from attention_zoo.registry import names; print(*names())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    own = {name for name in listed.stdout.split() if (SCRIPT.parents[2] / "attention_zoo" / f"{name}.py").exists()}
+    assert own <= set(FILES)
