@@ -45,12 +45,12 @@ SIZES: Mapping[str, Size] = {
         vocabulary=4096,
         width=64,
         heads=4,
-        hidden=128,
+        hidden=64,
         encoder_layers=1,
         decoder_layers=1,
         dropout=0.0,
         batch=16,
-        recipe=Recipe(max_steps=400, learning_rate=5e-3, warmup_steps=40),
+        recipe=Recipe(max_steps=480, learning_rate=5e-3, warmup_steps=40),
     ),
 }
 
