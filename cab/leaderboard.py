@@ -205,7 +205,7 @@ class Leaderboard:
 
     def _rebuild(self) -> None:
         tick = time.monotonic()
-        make_report(self.store.folder)
+        make_report(self.store.folder, figures=False)
         # A rebuild that takes long comes less often.
         self.rebuilt = time.monotonic() + 4 * (time.monotonic() - tick)
 
