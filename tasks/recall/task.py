@@ -43,7 +43,7 @@ SIZES: Mapping[str, Size] = {
         layers=2,
         batch=16,
         scored=256,
-        recipe=Recipe(max_steps=180, learning_rate=6e-3, warmup_steps=10),
+        recipe=Recipe(max_steps=150, learning_rate=6e-3, warmup_steps=10),
     ),
 }
 
