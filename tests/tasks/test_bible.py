@@ -1,0 +1,57 @@
+"""The text: whole, split by book, nothing shared between the splits."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from tasks import bible
+from tasks.contract import Split
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@pytest.mark.parametrize("translation", list(bible.TRANSLATIONS))
+def test_the_splits_hold_every_chapter_once(translation: str) -> None:
+    names = [chapter.name for split in SPLITS for chapter in bible.chapters(translation, split)]
+    assert len(names) == len(set(names)) == 1189  # the chapters of the Protestant canon
+    verses = sum(chapter.text.count(b"\n") + 1 for split in SPLITS for chapter in bible.chapters(translation, split))
+    assert verses == 31_102
+
+
+def test_no_book_is_in_two_splits() -> None:
+    books = {split: {chapter.book for chapter in bible.chapters("world_english", split)} for split in SPLITS}
+    for one, other in combinations(SPLITS, 2):
+        assert not books[one] & books[other]
+    for split, names in bible.HELD_OUT.items():
+        assert books[split] == set(names)
+        assert len(bible.chapters("world_english", split)) >= 50  # units enough for a bootstrap
+
+
+def test_held_out_text_is_not_in_the_training_stream() -> None:
+    stream = bible.training_bytes("world_english").tobytes()
+    for split in bible.HELD_OUT:
+        for chapter in bible.chapters("world_english", split):
+            middle = len(chapter.text) // 2
+            # 200 bytes are more than any verse that one book quotes of another word for word
+            assert chapter.text[middle : middle + 200] not in stream
+
+
+def test_the_unigram_is_a_distribution_over_all_bytes() -> None:
+    unigram = bible.unigram("world_english")
+    assert unigram.shape == (256,)
+    assert unigram.min() > 0
+    assert abs(unigram.sum() - 1) < 1e-12  # float64 rounding
+    assert unigram.argmax() == ord(" ")
+
+
+def test_spread_takes_different_indices_up_to_all() -> None:
+    assert bible.spread(10, 3) == [0, 3, 6]
+    assert bible.spread(2, 5) == [0, 1]
+    indices = bible.spread(997, 31)
+    assert len(indices) == 31
+    assert all(a < b for a, b in pairwise(indices))
+    assert np.ptp(np.diff(indices)) <= 1
