@@ -46,7 +46,9 @@ def _unknown_key(cause: OmegaConfBaseException) -> str:
     parent, _, last = full.rpartition(".")
     # A mapping that a config file wrote knows its keys by what stands in it; so does a dataclass.
     node = cause.parent_node
-    allowed = [str(key) for key in node if str(key) not in ("hydra", "_target_")] if isinstance(node, DictConfig) else []
+    allowed = (
+        [str(key) for key in node if str(key) not in ("hydra", "_target_")] if isinstance(node, DictConfig) else []
+    )
     return str(UnknownName(f"key of {parent}" if parent else "key", last, allowed))
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -63,7 +63,7 @@ class SweepSummary:
 
 def launched(config: DictConfig) -> str:
     """The task function that launchers call: one cell, in whatever process they chose; returns its status."""
-    cell = resolve(config, HydraConfig.get().runtime)
+    cell = resolve(config, cast(DictConfig, HydraConfig.get().runtime))
     return str(execute(cell, tracker=instantiate(cell.config.tracker)))
 
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import torch
+from torch import nn
+
 from attention_zoo.contract import Pattern
 from tasks.contract import Metric, Recipe, Scores, Task, TaskCard
-from torch import nn
 
 VOCABULARY, LENGTH, WIDTH = 8, 12, 16
 
