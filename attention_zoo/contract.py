@@ -97,7 +97,7 @@ class Card:
     Attributes:
         name: registry name; the module and the setting of the published form carry it too.
         title, authors, year, paper: of the publication; ``paper`` is an identifier such as ``arXiv:2009.14794``.
-        family: ``exact``, ``kernel``, ``hashing``, ``projection``, ``low rank``, ``sparse``, ``state space``, ``floor``.
+        family: exact, kernel, hashing, projection, low rank, sparse, state space or floor.
         exact: whether the outputs equal those of softmax attention (up to rounding) with the same q, k, v.
         time_order, memory_order: claimed growth with the length L, such as ``"L^2"``, ``"L"`` or ``"L log L"``.
         supports: the patterns that can be built, and how.
@@ -108,7 +108,7 @@ class Card:
             permuting keys with their values changes nothing.
         softmax_logits: the weights are a softmax of logits, so a constant added to them cancels (T13).
         fixed_length: parameters are tied to ``max_length`` (or to ``max_length_key``).
-        past_influence: in the causal patterns the past changes the output (T6; false for a mechanism that does not mix).
+        past_influence: in the causal patterns the past changes the output (T6; false where nothing is mixed).
         trimmed_equality: padding a sample equals cutting it (T8); ``trimmed_reason`` says why not where it is false.
         incremental: patterns with ``prefill`` and ``step`` (T11).
         collapses: options that make it softmax attention (T2), or None.
@@ -314,7 +314,7 @@ class Attention(_Configurable):
         raise Unsupported(f"{self.card.name} has no incremental form in {self.pattern}")
 
     def step(self, x_t: Float[Tensor, "B 1 E"], state: State) -> tuple[Float[Tensor, "B 1 E"], State]:
-        """The output for one more position, and the new state. ``x_t`` may also be ``[B, E]``; so is the output then."""
+        """The output for one more position, and the new state. ``x_t`` may be ``[B, E]``; so is the output then."""
         raise Unsupported(f"{self.card.name} has no incremental form in {self.pattern}")
 
     def flops(self, batch: int, length_q: int, length_k: int) -> int:
