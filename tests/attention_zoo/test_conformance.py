@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.conformance import Certificate, Mark, Oracle, Status, certify
+from attention_zoo.conformance.subject import longest_length, whole_blocks
 from attention_zoo.contract import (
     Attention,
     AttentionCore,
@@ -543,3 +544,35 @@ def test_an_excuse_is_judged_over_all_patterns_and_only_when_all_were_run() -> N
     kind = layer(SomeOrder, NC, CC, permutation_equivariant=False)
     assert certify(kind, patterns=[NC, CC]).passed
     assert certify(kind, patterns=[CC]).passed
+
+
+def test_an_excuse_is_judged_with_the_options_that_the_card_speaks_of() -> None:
+    class Optional(Right):
+        def __init__(self, *args: Any, ordered: bool = True, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.ordered = ordered
+
+        def logits(self, q: Tensor, k: Tensor) -> Tensor:
+            return super().logits(q, k) + self.ordered * torch.arange(k.shape[2], dtype=q.dtype) / 100
+
+    kind = layer(Optional, NC, permutation_equivariant=False)
+    assert certify(kind, patterns=[NC]).passed
+    assert certify(kind, patterns=[NC], options={"ordered": False}).passed
+
+
+@pytest.mark.parametrize(("options", "longest", "whole"), [({}, 131, 128), ({"bucket_size": 64}, 131, 128)])
+def test_lengths_cover_two_blocks_exactly_and_more(options: dict[str, int], longest: int, whole: int) -> None:
+    assert (longest_length(options), whole_blocks(options)) == (longest, whole)
+    assert longest_length({"window": 200, "num_features": 5000}) == 409
+
+
+class OffByOneBlock(Right):
+    """ceil(n / 64) as n // 64 + 1: one block too many, and a wrong temperature, where n is a multiple of 64."""
+
+    def logits(self, q: Tensor, k: Tensor) -> Tensor:
+        blocks = k.shape[2] // 64 + 1
+        return super().logits(q, k) * (-(-k.shape[2] // 64) / blocks)
+
+
+def test_a_fault_at_whole_blocks_alone_is_caught() -> None:
+    assert "T1" in failures(layer(OffByOneBlock, NS))
