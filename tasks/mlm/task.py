@@ -100,12 +100,12 @@ class MaskedLanguageModelling(Task):
         length: int | None = None,
         translation: str = "world_english",
     ) -> None:
-        self.setting = chosen("size of task mlm", size, SIZES)
+        self.setting = chosen("size", size, SIZES)
         self.size = size
         self.pattern = scored_pattern(self.card, pattern)
         self.recipe = self.setting.recipe
         self.length = self.setting.length if length is None else whole("length", length, at_least=2)
-        chosen("translation of task mlm", translation, bible.TRANSLATIONS)
+        chosen("translation", translation, bible.TRANSLATIONS)
         self.translation = translation
 
     @property

@@ -95,11 +95,11 @@ class Recall(Task):
         length: int | None = None,
         tokens: str = "one",
     ) -> None:
-        self.setting = chosen("size of task recall", size, SIZES)
+        self.setting = chosen("size", size, SIZES)
         self.size = size
         self.pattern = scored_pattern(self.card, pattern)
         self.recipe = self.setting.recipe
-        per_pair = chosen("tokens of task recall", tokens, data.TOKENS)
+        per_pair = chosen("tokens", tokens, data.TOKENS)
         self.tokens_per_pair = tokens
         self.vocabulary = whole("vocabulary", self.setting.vocabulary if vocabulary is None else vocabulary, at_least=2)
         self.pairs = whole(
