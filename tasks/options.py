@@ -24,7 +24,7 @@ def scored_pattern(card: TaskCard, pattern: Pattern | str | None) -> Pattern:
     if pattern is None:
         return card.primary_pattern
     if str(pattern) not in card.patterns:
-        raise UnknownName(f"pattern of {card.name}", str(pattern), map(str, card.patterns))
+        raise UnknownName(f"pattern of task {card.name}", str(pattern), map(str, card.patterns))
     return Pattern(pattern)
 
 
