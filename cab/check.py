@@ -182,7 +182,7 @@ def _print_table(console: Console, made: dict[str, Certificate], patterns: Seque
     table = Table(title="certificates", title_justify="left")
     table.add_column("setting")
     for pattern in patterns:
-        table.add_column(str(pattern))
+        table.add_column(pattern.short)
     for name, found in made.items():
         cells = []
         for pattern in patterns:

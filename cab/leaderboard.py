@@ -204,6 +204,8 @@ class Leaderboard:
             self._rebuild()
 
     def _rebuild(self) -> None:
+        if not any(self.store.records_folder.glob("*.jsonl")):
+            return
         tick = time.monotonic()
         make_report(self.store.folder, figures=False)
         # A rebuild that takes long comes less often.

@@ -487,7 +487,6 @@ WRONG: dict[str, tuple[str, Callable[[], type[Attention]]]] = {
     "state that is not saved": ("S2", lambda: layer(HiddenState, NC)),
     "draws in evaluation": ("S1", lambda: layer(Noisy, NC)),
     "input changed in place": ("S1", lambda: layer(InPlace, NC)),
-    "dropout never applied": ("S3", lambda: layer(NoDropout, NC)),
     "output of another dtype": ("S4", lambda: layer(AlwaysSingle, NC)),
     "dead parameter": ("S5", lambda: layer(DeadParameter, NC)),
     "flops that are no count": ("S6", lambda: layer(FloatFlops, NC)),
@@ -500,6 +499,24 @@ WRONG: dict[str, tuple[str, Callable[[], type[Attention]]]] = {
 def test_each_fault_is_caught_by_its_test(fault: str) -> None:
     test, make = WRONG[fault]
     assert test in failures(make())
+
+
+def test_dropout_that_is_ignored_is_said_and_does_not_fail() -> None:
+    pattern = certify(layer(NoDropout, NC), patterns=[NC]).patterns[NC]
+    assert "S3" not in pattern.failed_tests
+    said = [result for result in pattern.results if result.title == "dropout"]
+    assert {result.status for result in said} == {Status.NOT_APPLICABLE}
+    assert all("ignores dropout" in result.reason for result in said)
+
+
+def test_a_mechanism_without_an_analytic_count_says_so_and_does_not_fail() -> None:
+    class Uncounted(Right):
+        def flops(self, batch: int, length_q: int, length_k: int) -> int:
+            raise NotImplementedError
+
+    pattern = certify(layer(Uncounted, NC), patterns=[NC]).patterns[NC]
+    assert "S6" not in pattern.failed_tests
+    assert any(result.title == "flops" and result.status is Status.NOT_APPLICABLE for result in pattern.results)
 
 
 def test_wrong_wiring_of_a_layer_is_caught_by_the_oracle_at_layer_level() -> None:
