@@ -84,6 +84,11 @@ def _outputs(bench: Bench, subject: Subject, oracle: Oracle) -> Result:
                 expected = oracle.on(subject, x)
                 error = gap(subject.run(x), expected, _compared(subject, x))
             line.see(describe(x), error, _tolerance(OUTPUT_TOLERANCE, expected))
+    for shape in bench.long_shapes if subject.level == "op" or bench.op is None else ():
+        x = subject.draw(1, *shape, seed=12)
+        with torch.no_grad():
+            expected = oracle.on(subject, x)
+            line.see(describe(x), gap(subject.run(x), expected), _tolerance(OUTPUT_TOLERANCE, expected))
     return line.result()
 
 

@@ -53,6 +53,11 @@ def t3_leak(bench: Bench, subject: Subject) -> Iterator[Result]:
             if x.mask is not None and bench.pattern is Pattern.CAUSAL_SELF:
                 changed = x.masked(torch.where(later, scattered(BATCH, shape[1], seed=7), x.mask))
                 line.see(describe(x, "(other padding)"), _difference(subject, x, changed, ~later), 0.0)
+    for shape in bench.long_shapes if subject is bench.subjects[0] else ():
+        x, other = subject.draw(BATCH, *shape, seed=13), subject.draw(BATCH, *shape, seed=113, scale=4.0)
+        later = torch.arange(shape[0])[None] > torch.tensor([[0], [63], [3 * shape[0] // 4], [shape[0] // 2]])
+        changed = x.queries_from(other, later) if bench.pattern.is_cross else x.tokens_from(other, later)
+        line.see(describe(x), _difference(subject, x, changed, ~later), 0.0)
     result = line.result()
     if bench.support is not Support.VALUE_CAUSAL:
         yield result
@@ -79,7 +84,8 @@ def t4_prefix(bench: Bench, subject: Subject) -> Iterator[Result]:
         yield Result("T4", title, subject.level, "prefixes", Status.NOT_APPLICABLE, reason=reason)
         return
     line = Line("T4", title, subject.level, "f(x[:t]) = f(x)[:t]")
-    for index, shape in enumerate(bench.some_shapes(subject)):
+    long = bench.long_shapes if subject is bench.subjects[0] else []
+    for index, shape in enumerate([*bench.some_shapes(subject), *long]):
         if shape[0] < 2:
             continue
         mask = scattered(BATCH, shape[1], seed=3) if index % 2 else None

@@ -55,7 +55,12 @@ def s1_determinism(bench: Bench, subject: Subject) -> Iterator[Result]:
 def s2_state(bench: Bench, subject: Subject) -> Iterator[Result]:
     line = Line("S2", "state is state", subject.level, "the state_dict carries everything that the output depends on")
     other = _fresh(bench, subject, seed=3)
-    other.load_state_dict(subject.module.state_dict())
+    saved = subject.module.state_dict()
+    other.load_state_dict(saved)
+    again = other.state_dict()
+    for name, value in saved.items():
+        same = torch.equal(value, again[name]) if isinstance(value, Tensor) else value == again[name]
+        line.hold(name, same, "what was loaded is not what is saved again")
     for shape in bench.some_shapes(subject, least=7):
         x = subject.draw(BATCH, *shape, seed=2)
         with torch.no_grad():

@@ -21,6 +21,8 @@ from attention_zoo.conformance.certificate import Result, Status
 from attention_zoo.contract import Attention, AttentionCore, Card, HeadwiseAttention, Pattern, State, Support
 
 HEADS, HEAD_DIM = 2, 8
+# Prime, and past four blocks of 128 or two of 256: what a mechanism computes in blocks that no option names.
+LONG = 521
 Level = Literal["op", "layer"]
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -317,7 +319,7 @@ def _blocks(options: Mapping[str, Any]) -> list[int]:
 
 
 def longest_length(options: Mapping[str, Any], most: int = 1031) -> int:
-    """A prime past two of the largest block; at least 131 (past two chunks of the zoo's scan), at most ``most``."""
+    """A prime past two of the largest block; at least 131, at most ``most``."""
     return min(_next_prime(max(131, *(2 * block + 3 for block in _blocks(options)), 0)), most)
 
 
@@ -350,6 +352,11 @@ class Bench:
     def subjects(self) -> list[Subject]:
         return [self.layer] if self.op is None else [self.op, self.layer]
 
+    @property
+    def long_shapes(self) -> list[tuple[int, int]]:
+        """Long ones, for the few tests that a fault between far blocks needs."""
+        return [(LONG, 17), (17, LONG)] if self.pattern.is_cross else [(LONG, LONG)]
+
     def some_shapes(self, subject: Subject, least: int = 1) -> list[tuple[int, int]]:
         """Shapes with at least ``least`` queries and keys: all; fewer for a layer whose core is tried too."""
         shapes = [shape for shape in self.shapes if min(shape) >= least]
@@ -378,7 +385,8 @@ def defaults(kind: type[Attention]) -> dict[str, Any]:
 
 def limits(pattern: Pattern, longest: int) -> dict[str, Any]:
     """The two maximal lengths, different in the cross patterns so that one cannot stand for the other."""
-    return {"max_length": longest, "max_length_key": longest + 2} if pattern.is_cross else {"max_length": longest}
+    most = longest + LONG
+    return {"max_length": most, "max_length_key": most + 2} if pattern.is_cross else {"max_length": most}
 
 
 def _ready(module: Module, moved: bool = True) -> Module:

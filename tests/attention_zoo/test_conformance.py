@@ -593,3 +593,15 @@ class OffByOneBlock(Right):
 
 def test_a_fault_at_whole_blocks_alone_is_caught() -> None:
     assert "T1" in failures(layer(OffByOneBlock, NS))
+
+
+class ForgetsFarBlocks(Right):
+    """Blocks of 256 keys that no option names; a row does not see those that lie two blocks or more behind it."""
+
+    def past(self, length: int) -> Tensor:
+        block = torch.arange(length) // 256
+        return super().past(length) & (block[:, None] - block[None, :] < 2)
+
+
+def test_a_fault_between_far_blocks_that_no_option_names_is_caught() -> None:
+    assert "T1" in failures(layer(ForgetsFarBlocks, CS))
