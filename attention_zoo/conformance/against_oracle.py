@@ -212,7 +212,8 @@ def t2_collapse(bench: Bench, subject: Subject) -> Iterator[Result]:
     elif collapse.options or not bench.card.exact:
         line = Line("T2", title, "op", ", ".join(f"{name}={value}" for name, value in collapse.options.items()))
         for shape in (shape for shape in bench.some_shapes(subject) if max(shape) < 140):
-            options = {**bench.options, **collapse.resolve(shape[1])}
+            # On the defaults, of which the card speaks: an option of the setting may exclude one of these.
+            options = collapse.resolve(shape[1])
             # At its initial values: a parameter that starts as the identity is part of what makes it softmax.
             core = new_core(bench.kind, options, bench.pattern, longest_length(options), moved=False)
             _compare_with_softmax(line, CoreSubject(core, bench.pattern), shape, collapse.tolerance)
