@@ -235,7 +235,7 @@ class ReformerCore(AttentionCore):
         self.correct_duplicates = correct_duplicates
         self.attend_across_buckets = attend_across_buckets
         if attend_across_buckets and not self.shared_qk:
-            raise ValueError(
+            raise Unsupported(
                 "attend_across_buckets=True needs shared_qk: separate keys are not chunked; leave it False"
             )
         half = math.ceil(self.max_length_key / bucket_size)

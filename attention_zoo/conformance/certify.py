@@ -76,22 +76,26 @@ def certify(
     oracle = oracle or Oracle.find(kind)
     started = time.perf_counter()
     found: dict[Pattern, list[Result]] = {}
+    excluded: dict[Pattern, str] = {}
     for pattern in asked:
         if progress is not None:
             progress(pattern)
-        found[pattern] = list(lines(kind, options, pattern, oracle))
+        if reason := options_exclude(kind, options, pattern):
+            excluded[pattern] = reason
+            found[pattern] = [Result("S6", "refusal", "layer", "options", Status.PASS, "refused", reason)]
+        else:
+            found[pattern] = list(lines(kind, options, pattern, oracle))
     # An excuse is judged over all supported patterns, since an order may matter in one and not in another, and with the
     # default options, of which the card speaks: others may make a mechanism simpler than its card.
-    standard = {**defaults(kind), **options} == defaults(kind)
-    if standard and set(kind.card.supports) <= set(asked):
+    if _standard(kind, options) and set(kind.card.supports) <= set(asked):
         judge_excuses(found)
     parts = {
         pattern: PatternCertificate(
             pattern,
-            kind.card.supports.get(pattern),
+            None if pattern in excluded else kind.card.supports.get(pattern),
             oracle is not None,
             tuple(results),
-            kind.card.unsupported.get(pattern, ""),
+            excluded.get(pattern, kind.card.unsupported.get(pattern, "")),
         )
         for pattern, results in found.items()
     }
@@ -104,6 +108,23 @@ def certify(
         patterns=parts,
         duration_s=time.perf_counter() - started,
     )
+
+
+def _standard(kind: type[Attention], options: Mapping[str, Any]) -> bool:
+    return {**defaults(kind), **options} == defaults(kind)
+
+
+def options_exclude(kind: type[Attention], options: Mapping[str, Any], pattern: Pattern) -> str:
+    """Why these options, unlike the default ones, have no form in a pattern that the card claims; else empty."""
+    if pattern not in kind.card.supports or _standard(kind, options):
+        return ""
+    try:
+        kind(HEADS * HEAD_DIM, HEADS, pattern, max_length=16, **options)
+    except Unsupported as refusal:
+        return refusal.reason
+    except Exception:  # noqa: BLE001 - whatever else a constructor raises becomes a failed line, with its text
+        return ""
+    return ""
 
 
 def lines(

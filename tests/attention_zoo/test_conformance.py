@@ -605,3 +605,20 @@ class ForgetsFarBlocks(Right):
 
 def test_a_fault_between_far_blocks_that_no_option_names_is_caught() -> None:
     assert "T1" in failures(layer(ForgetsFarBlocks, CS))
+
+
+def test_options_that_exclude_a_pattern_make_it_unsupported_and_default_ones_cannot() -> None:
+    class SelfOnly(Right):
+        def __init__(self, num_heads: int, head_dim: int, pattern: str, *, shared: bool = False, **kw: Any) -> None:
+            super().__init__(num_heads, head_dim, pattern, **kw)
+            if shared and self.pattern.is_cross:
+                raise Unsupported("queries and keys come from different sequences")
+
+    part = certify(layer(SelfOnly, NC), options={"shared": True}, patterns=[NC]).patterns[NC]
+    assert (part.mark, part.reason) == (Mark.UNSUPPORTED, "queries and keys come from different sequences")
+
+    class Never(Right):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            raise Unsupported("never")
+
+    assert certify(layer(Never, NC), patterns=[NC]).patterns[NC].mark is Mark.FAILED

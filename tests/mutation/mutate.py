@@ -238,7 +238,7 @@ def first_failure(names: tuple[str, ...]) -> str | None:
     """The first line of a certificate that fails for one of these mechanisms, or None."""
     from attention_zoo import registry
     from attention_zoo.conformance import Oracle, Result, Status
-    from attention_zoo.conformance.certify import judge_excuses, lines
+    from attention_zoo.conformance.certify import judge_excuses, lines, options_exclude
     from attention_zoo.contract import Pattern
 
     trials = [(name, options) for name in names for options in VARIANTS.get(name, ({},))]
@@ -247,6 +247,8 @@ def first_failure(names: tuple[str, ...]) -> str | None:
         oracle = Oracle.find(kind)
         found: dict[Pattern, list[Result]] = {}
         for pattern in kind.card.supports:
+            if options_exclude(kind, options, pattern):
+                continue
             found[pattern] = []
             for line in lines(kind, options, pattern, oracle):
                 if line.status is Status.FAIL:
