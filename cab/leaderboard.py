@@ -25,7 +25,7 @@ from cab.compose import Composer
 from cab.costs import measure_costs, patterns
 from cab.measure.environment import hardware_id
 from cab.records import RETRIED, RecordStore, Status
-from cab.report.make import make_report
+from cab.report.make import SUMMARY, make_report
 from cab.run import Cell, make_task, task_card
 from cab.sweep import Refusal
 
@@ -85,13 +85,14 @@ class Leaderboard:
         before = self._fingerprint()
         self._prepare_data()
         self._certify()
-        self._rebuild()
+        if self._fingerprint() != before:
+            self._rebuild()
         costs = measure_costs(self.composer, self._efficiency(), on_cell=self._rebuild_now_and_then)
         ended = sweep(self.composer, grids, on_cell=self._rebuild_now_and_then, refuse=self._refuse) if grids else None
         if ended is not None:
             self._say(str(ended))
-        if self._fingerprint() != before or not (self.store.folder / "index.html").exists():
-            self._rebuild()
+        if self._fingerprint() != before or not (self.store.folder / SUMMARY).exists():
+            make_report(self.store.folder)
         self._tell()
         failed = costs.errors or (ended is not None and any(status in ended.ended for status in RETRIED))
         return 1 if failed else 0
@@ -208,14 +209,12 @@ class Leaderboard:
             return
         tick = time.monotonic()
         make_report(self.store.folder, figures=False)
-        # A rebuild that takes long comes less often.
-        self.rebuilt = time.monotonic() + 4 * (time.monotonic() - tick)
+        # A rebuild that takes long comes less often: at most a tenth of the time goes into the page.
+        self.rebuilt = time.monotonic() + 9 * (time.monotonic() - tick)
 
     def _tell(self) -> None:
-        report = make_report(self.store.folder)
-        for line in report.top:
-            print(line)
-        print(f"\nleaderboard: {self.store.folder / 'leaderboard.md'}\npage:        {self.store.folder / 'index.html'}")
+        print((self.store.folder / SUMMARY).read_text())
+        print(f"leaderboard: {self.store.folder / 'leaderboard.md'}\npage:        {self.store.folder / 'index.html'}")
 
     @staticmethod
     def _say(line: str) -> None:

@@ -65,6 +65,7 @@ class Protocol:
     size: str = "tiny"
     seeds: list[int] = field(default_factory=lambda: [1])
     lengths: list[int] = field(default_factory=list)
+    baselines: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -417,7 +417,7 @@ def _crossing_mark(costs: Costs, setting: str, pattern: str) -> tuple[float, flo
 
 def _interval_over_of(view: _View) -> str:
     texts = {
-        score.over.partition(", ")[2] or score.over
+        score.over.rpartition(", ")[2] or score.over
         for column in view.columns
         for setting in view.verdicts
         if (score := view.make.quality.score(view.pattern.name, column, setting)) is not None

@@ -36,8 +36,12 @@ class Report:
     pending: int
 
 
+SUMMARY = "summary.txt"
+
+
 def make_report(folder: Path, *, figures: bool = True) -> Report:
-    """Writes ``leaderboard.md``, ``index.html``, ``figures/``, ``records.csv`` and ``records.parquet`` into ``folder``.
+    """Writes ``leaderboard.md``, ``index.html``, ``figures/``, ``summary.txt`` (the answer and the top of each
+    pattern, for a terminal), ``records.csv`` and ``records.parquet`` into ``folder``.
 
     The same records give the same bytes. With ``figures`` false no figure is drawn anew and nothing is exported, for
     the rebuilds while results come in.
@@ -52,6 +56,7 @@ def make_report(folder: Path, *, figures: bool = True) -> Report:
     paths = [
         _write(folder / "leaderboard.md", to_markdown(book, drawn).encode()),
         _write(folder / "index.html", to_html(book, drawn).encode()),
+        _write(folder / SUMMARY, ("\n".join(_top(book)) + "\n").encode()),
     ]
     if figures:
         paths += _export(folder, evidence)

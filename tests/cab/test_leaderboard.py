@@ -65,7 +65,7 @@ def test_the_page_names_all_and_the_figures_and_exports_stand_beside_it(board: P
         assert setting in text
         assert setting in page
     assert "sees the future" in text
-    assert "pending" not in text
+    assert "pending [" not in text
     for name in ("records.csv", "records.parquet"):
         assert (board / name).stat().st_size > 0
     assert list(board.glob("figures/*.svg"))
