@@ -20,7 +20,7 @@ VOID = {"meta", "link", "br", "path", "use", "input"}
 
 
 def written(folder: Path) -> dict[str, bytes]:
-    names = ("leaderboard.md", "index.html", "records.csv", "records.parquet")
+    names = ("leaderboard.md", "index.html", "summary.txt", "records.csv", "records.parquet")
     files = [folder / name for name in names] + sorted((folder / "figures").iterdir())
     return {path.name: path.read_bytes() for path in files}
 
