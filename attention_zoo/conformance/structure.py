@@ -116,6 +116,43 @@ def s3_modes(bench: Bench, subject: Subject) -> Iterator[Result]:
         reason = "the mechanism ignores dropout: build it with dropout=0"
         found = replace(found, status=Status.NOT_APPLICABLE, reason=reason)
     yield found
+    if subject.level == "op" and bench.card.linear_in_values:
+        yield _dropout_law(bench, subject)
+
+
+def _dropout_law(bench: Bench, subject: Subject) -> Result:
+    """Dropout keeps the mean, E[out] = out in evaluation, and its gradient is that of the outputs that it left.
+
+    The mean is over 512 draws, as the slope c of mean = c out over all elements: one weight scatters by
+    (p / (1 - p))^(1/2) = 0.65 of itself, so c by less than 0.03, and a wrong factor or a mask upside down (p = 0.3 for
+    0.7) moves it by 0.4 and more. The gradient is held to a central difference with the same draws: error of the order
+    of the step squared, 1e-10, and of rounding over the step, 1e-11, on values of order ten.
+    """
+    line = Line("S3", "dropout", subject.level, "keeps the mean, and its gradient is right")
+    module = _fresh(bench, subject, seed=6, dropout=0.3)
+    module.load_state_dict(subject.module.state_dict())
+    x = subject.draw(1, 7, 7, seed=7)
+    many = x.map(lambda tensor: tensor.expand(512, *tensor.shape[1:]).contiguous())
+    step, direction = 1e-5, subject.draw(1, 7, 7, seed=8)
+    with torch.random.fork_rng(devices=[]):
+        with torch.no_grad():
+            torch.manual_seed(7)
+            mean, out = subject.run(many, module.train()).mean(0, keepdim=True), subject.run(x)
+        slope = float((mean * out).sum() / out.square().sum())
+        line.see(describe(x, "slope of the mean"), abs(slope - 1), 0.15)
+
+        def total(sign: float) -> Tensor:
+            torch.manual_seed(8)
+            moved = [a + sign * step * b for a, b in zip(leaves.tensors, direction.tensors, strict=True)]
+            return subject.run(replace(x, q=moved[0], k=moved[1], v=moved[2]), module).square().sum()
+
+        leaves = x.map(lambda tensor: tensor.detach().requires_grad_())
+        gradients = torch.autograd.grad(total(0.0), leaves.tensors, allow_unused=True)
+        along = sum(float((g * b).sum()) for g, b in zip(gradients, direction.tensors, strict=True) if g is not None)
+        with torch.no_grad():
+            difference = float(total(1.0) - total(-1.0)) / (2 * step)
+        line.see(describe(x, "directional derivative"), abs(along - difference), 1e-6 * max(1.0, abs(difference)))
+    return line.result()
 
 
 def s4_types(bench: Bench, subject: Subject) -> Iterator[Result]:

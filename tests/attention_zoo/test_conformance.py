@@ -420,6 +420,22 @@ class NoDropout(Right):
         return self.weights(self.logits(q, k), self.visible(q, k, key_padding_mask)) @ v
 
 
+class DropsTheOthers(Right):
+    """Keeps what it should drop; at p = 1/2 nobody would notice."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        weights = self.weights(self.logits(q, k), self.visible(q, k, key_padding_mask))
+        if self.training and self.dropout:
+            weights = weights * (torch.rand_like(weights) <= self.dropout) / (1 - self.dropout)
+        return weights @ v
+
+
+class DropoutWithoutGradient(Right):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        whole = NoDropout.forward(self, q, k, v, key_padding_mask=key_padding_mask)  # type: ignore[arg-type]
+        return whole + (super().forward(q, k, v, key_padding_mask=key_padding_mask) - whole).detach()
+
+
 class AlwaysSingle(Right):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         out = super().forward(q, k, v, key_padding_mask=key_padding_mask)
@@ -487,6 +503,8 @@ WRONG: dict[str, tuple[str, Callable[[], type[Attention]]]] = {
     "state that is not saved": ("S2", lambda: layer(HiddenState, NC)),
     "draws in evaluation": ("S1", lambda: layer(Noisy, NC)),
     "input changed in place": ("S1", lambda: layer(InPlace, NC)),
+    "dropout mask upside down": ("S3", lambda: layer(DropsTheOthers, NC)),
+    "gradient as if nothing was dropped": ("S3", lambda: layer(DropoutWithoutGradient, NC)),
     "output of another dtype": ("S4", lambda: layer(AlwaysSingle, NC)),
     "dead parameter": ("S5", lambda: layer(DeadParameter, NC)),
     "flops that are no count": ("S6", lambda: layer(FloatFlops, NC)),

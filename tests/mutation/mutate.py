@@ -90,6 +90,14 @@ EQUIVALENT = (
         "a bound that binds for padded items and empty blocks only, whose results are thrown away",
     ),
     (
+        r".*\.clamp\(max=num_groups - 1\) \| num_groups - 1  ->  num_groups \+ 1",
+        "a bound that binds for empty blocks only, whose results are thrown away",
+    ),
+    (
+        r".*rounds < 256.* \| rounds < 256  ->  rounds > 256",
+        "the integer type in which at most 256 meetings are counted",
+    ),
+    (
         r".*\.clamp\(max=length_k - 1\) \| length_k - 1  ->  length_k \+ 1",
         "a bound that the first key of a piece cannot reach: it is at most cluster_size (ceil(Lk / cluster_size) - 1)",
     ),
