@@ -32,6 +32,7 @@ import copy
 import json
 import os
 import re
+import resource
 import select
 import shutil
 import signal
@@ -46,6 +47,7 @@ from types import FrameType
 TraceFunction = Callable[[FrameType, str, object], object]
 PACKAGE = Path(__file__).resolve().parents[2] / "attention_zoo"
 TIME_LIMIT_S = 300.0
+MEMORY_LIMIT = 8 << 30  # bytes of address space of a child: a mutated size must not take the machine with it
 
 # What is shared is held by the mechanisms that are built on it.
 JUDGES = {"primitives": ("linear", "smyrf", "reformer")}
@@ -286,6 +288,7 @@ def _reached(folder: Path, reached: dict[str, set[int]]) -> None:
 
 def _child(folder: Path, names: tuple[str, ...], out: int, *, traced: bool) -> None:
     """Writes why conformance refuses the package in ``folder`` and, on the next line, the lines that ran."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     sys.path.insert(0, str(folder))
     reached: dict[str, set[int]] = {}
     try:
