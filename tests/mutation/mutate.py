@@ -96,6 +96,10 @@ EQUIVALENT = (
         "a bound that binds for empty blocks only, whose results are thrown away",
     ),
     (
+        r".*\.roll\(-other, .* \| -other  ->  \+other",
+        "all rounds but the one at hand are counted, from the last to the first",
+    ),
+    (
         r".*rounds < 256.* \| rounds < 256  ->  rounds > 256",
         "the integer type in which at most 256 meetings are counted",
     ),
