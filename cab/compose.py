@@ -61,6 +61,7 @@ class Composer:
         if config_dir is not None and not config_dir.is_dir():
             raise UserError(f"--config-dir {str(config_dir)!r} is not a folder")
         self.config_dir = config_dir
+        self._nodes: dict[tuple[str, str], dict[str, Any]] = {}
 
     def __enter__(self) -> Composer:
         _register()
@@ -132,6 +133,11 @@ class Composer:
 
     def node(self, group: str, name: str) -> dict[str, Any]:
         """One config of a group as its YAML says it, interpolations unresolved."""
+        if (group, name) not in self._nodes:
+            self._nodes[group, name] = self._node(group, name)
+        return dict(self._nodes[group, name])
+
+    def _node(self, group: str, name: str) -> dict[str, Any]:
         composed = self.compose("bare", [f"+{group}={name}"])
         container = OmegaConf.to_container(composed[group], resolve=False)
         assert isinstance(container, dict)

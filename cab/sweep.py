@@ -21,11 +21,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cab.cells import resolve
 from cab.compose import Composer
-from cab.errors import UserError, one_line
+from cab.errors import UserError, one_line, unknown
 from cab.protocol import require_writable
 from cab.records import Status
 from cab.run import Cell, execute, record_failure
@@ -45,6 +45,8 @@ class PlannedCell:
 
 
 Refusal = tuple[Status, str]
+# Keys of a run that set a value, or a node, of their own and nothing else.
+PLAIN = ("pattern=", "seed=", "attention=")
 
 
 @dataclass
@@ -113,15 +115,35 @@ class PlanningSweeper(Sweeper):
             parsed = self.composer.parse(grid)
             with self.composer.one_line_errors("run"):
                 combinations = BasicSweeper.split_arguments(parsed, None)[0]
+            composed: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}
             for overrides in combinations:
+                # Composing takes far longer than all else here; what only sets a value of its own needs it once.
+                options = any(word.startswith("attention.") for word in overrides)
+                plain = [word for word in overrides if word.startswith(PLAIN[:2] if options else PLAIN)]
+                others = tuple(word for word in overrides if word not in plain)
                 with self.composer.one_line_errors("run"):
-                    config = self.loader.load_sweep_config(self.master, overrides)
-                with open_dict(config):
-                    runtime = config.pop("hydra").runtime
-                with self.composer.one_line_errors("run"):
+                    if others not in composed:
+                        config = self.loader.load_sweep_config(self.master, list(overrides))
+                        with open_dict(config):
+                            composed[others] = (config, config.pop("hydra").runtime)
+                    config, runtime = composed[others]
+                    self._set(config, runtime, plain)
                     cell = resolve(config, runtime)
                 cells.setdefault(f"{cell.store.folder}/{cell.key}", PlannedCell(overrides, cell))
         return list(cells.values())
+
+    def _set(self, config: DictConfig, runtime: DictConfig, plain: list[str]) -> None:
+        """Sets the overrides of ``PLAIN`` in a composed config, as composing with them would."""
+        for override in self.composer.parse(plain):
+            key, value = override.key_or_group, override.value()
+            if key == "attention":
+                if value not in self.composer.options("attention"):
+                    raise unknown("attention", str(value), self.composer.options("attention"))
+                with open_dict(config):
+                    config.attention = self.composer.node("attention", str(value))
+                runtime.choices.attention = value
+            else:
+                OmegaConf.update(config, key, value)
 
     def sweep(self, arguments: list[str]) -> Any:
         """One grid, as Hydra calls it."""
