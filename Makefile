@@ -30,10 +30,10 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m 'slow and not mutation'
+	$(BIN)/python -m pytest -m slow --ignore=tests/mutation
 
 test-mutation: $(INSTALLED)
-	$(BIN)/python -m pytest -m mutation tests/mutation
+	$(BIN)/python -m pytest -m slow tests/mutation
 
 clean:
 	rm -rf .venv build dist *.egg-info
