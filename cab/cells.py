@@ -1,30 +1,146 @@
-"""Resolves a composed ``run`` config to a :class:`~cab.run.Cell`: names, options, pattern, folder."""
+"""A run, resolved: what decides its result, the key that follows from it, and where its records go.
+
+:func:`resolve` makes a :class:`Cell` of a composed ``run`` config: names, options, pattern, folder.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from functools import cache
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from hydra import compose as hydra_compose
+import torch
 from omegaconf import DictConfig, OmegaConf
 
+from attention_zoo.contract import Pattern
 from cab import device as devices
 from cab import protocol
+from cab.compose import config_node
 from cab.errors import UserError, blame_user
-from cab.run import Cell, resolve_pattern
+from cab.measure.environment import hardware_id
+from cab.records import RecordStore
 from cab.schema import Run
 from cab.settings import Setting
+from cab.source_hash import source_hash
+from cab.task_settings import make_task, resolve_pattern
+from tasks.contract import Recipe, Task
 
 
-@cache
-def _default_node(group: str, name: str, search_path: tuple[str, ...]) -> dict[str, Any]:
-    """One config of a group as its YAML says it, interpolations unresolved."""
-    found = [f"hydra.searchpath=[{','.join(map(repr, search_path))}]"] if search_path else []
-    composed = hydra_compose("bare", [*found, f"+{group}={name}"])
-    container = OmegaConf.to_container(composed[group], resolve=False)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+@dataclass(frozen=True)
+class Cell:
+    """One run, resolved: everything that decides its result, and where its records go."""
+
+    config: Run
+    task_name: str
+    task_setting: str
+    task_target: str
+    task_options: Mapping[str, Any]
+    setting: Setting
+    baseline: Setting
+    pattern: Pattern
+    device: str
+    protocol: str
+
+    @cached_property
+    def task(self) -> Task:
+        """The task object; what its options say wrongly is a :class:`UserError`."""
+        return make_task(self.task_name, self.task_target, {**self.task_options, "pattern": self.pattern})
+
+    @property
+    def store(self) -> RecordStore:
+        return RecordStore(protocol.folder(self.config.results, self.protocol, hardware_id(self.device)))
+
+    @property
+    def recipe(self) -> Recipe:
+        """The task's recipe at its size, with what the trainer config overrides."""
+        trainer, recipe = self.config.trainer, self.task.recipe
+        recipe = replace(
+            recipe,
+            max_steps=recipe.max_steps if trainer.max_steps is None else trainer.max_steps,
+            learning_rate=recipe.learning_rate if trainer.learning_rate is None else trainer.learning_rate,
+        )
+        return replace(recipe, warmup_steps=min(recipe.warmup_steps, recipe.max_steps))
+
+    @property
+    def unsupported(self) -> str | None:
+        """The card's reason where the mechanism has no form for the pattern."""
+        return self.setting.card.unsupported.get(self.pattern)
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the resolved config that affects the result, of the code, torch, hardware and threads."""
+        identity = {
+            "task": [self.task_target, dict(self.task_options)],
+            "attention": [self.setting.target, dict(self.setting.options)],
+            "baseline": [self.baseline.target, dict(self.baseline.options)],
+            "pattern": self.pattern,
+            "slots": self.config.slots,
+            "seed": self.config.seed,
+            "trainer": [self.config.trainer.max_steps, self.config.trainer.learning_rate],
+            "dtype": self.config.dtype,
+            "code": source_hash(
+                [self.setting.module, self.baseline.module, self.task_target.rpartition(".")[0], "cab.train"]
+            ),
+            **machine_identity(self.device),
+        }
+        return digest(identity)
+
+    @cached_property
+    def floor_key(self) -> str:
+        """Key of the task's floors, which no mechanism enters."""
+        module = self.task_target.rpartition(".")[0]
+        return digest(
+            {"task": [self.task_target, dict(self.task_options), self.pattern], "code": source_hash([module])}
+        )
+
+    def resolved(self) -> dict[str, Any]:
+        """The resolved config, with the names that were chosen."""
+        return {
+            **asdict(self.config),
+            "attention": {"setting": self.setting.name, "target": self.setting.target, **self.setting.options},
+            "task": {"name": self.task_name, "target": self.task_target, **self.task_options},
+            "pattern": str(self.pattern),
+            "device": self.device,
+        }
+
+    def columns(self) -> dict[str, Any]:
+        """The columns that all rows of the run share."""
+        task = self.task
+        target, source = task.lengths
+        return {
+            "protocol": self.protocol,
+            "pattern": str(self.pattern),
+            "task": self.task_name,
+            "task_setting": self.task_setting,
+            "data": task.card.source,
+            "size": task.size,
+            "length_q": target,
+            "length_kv": target if source is None else source,
+            "dtype": self.config.dtype,
+            "device": self.device,
+            "hardware": hardware_id(self.device),
+            "threads": torch.get_num_threads(),
+            "level": "model",
+            "compiled": False,
+        }
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """16 hex digits of a mapping of plain values."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def machine_identity(device: str) -> dict[str, Any]:
+    """What a result depends on besides config and code."""
+    return {
+        "device": device,
+        "hardware": hardware_id(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
 
 
 def _search_path(runtime: DictConfig) -> tuple[str, ...]:
@@ -64,11 +180,11 @@ def resolve(config: DictConfig, runtime: DictConfig) -> Cell:
     assert isinstance(run, Run)
     attention, task = _node(config, "attention"), _node(config, "task")
     choices, path = runtime.choices, _search_path(runtime)
-    attention_changed = _changed(_default_node("attention", choices["attention"], path), attention)
-    task_changed = _changed(_default_node("task", choices["task"], path), task)
+    attention_changed = _changed(config_node("attention", choices["attention"], path), attention)
+    task_changed = _changed(config_node("task", choices["task"], path), task)
     with blame_user():
         setting = Setting.from_node(_named(choices["attention"], attention_changed), attention)
-        baseline = Setting.from_node(run.baseline, _default_node("attention", run.baseline, path))
+        baseline = Setting.from_node(run.baseline, config_node("attention", run.baseline, path))
     device = devices.resolve_device(run.device)
     devices.resolve_dtype(run.dtype, training=True)
     devices.resolve_threads(run.threads)

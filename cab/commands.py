@@ -16,7 +16,7 @@ from cab.compose import Composer
 from cab.errors import UserError, one_line
 
 if TYPE_CHECKING:
-    from cab.run import Cell
+    from cab.cells import Cell
     from cab.sweep import Refusal, SweepSummary
 
 

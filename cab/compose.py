@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +54,20 @@ def _register() -> None:
             store.store(group=group, name=name, node={"_target_": point.value.replace(":", ".")})
 
 
+def search_path_override(search_path: Sequence[str]) -> list[str]:
+    """The override that makes Hydra search these folders too."""
+    return [f"hydra.searchpath=[{','.join(map(repr, search_path))}]"] if search_path else []
+
+
+@cache
+def config_node(group: str, name: str, search_path: tuple[str, ...]) -> dict[str, Any]:
+    """One config of a group as its YAML says it, interpolations unresolved; Hydra is open. Not to be changed."""
+    composed = hydra_compose("bare", [*search_path_override(search_path), f"+{group}={name}"])
+    container = OmegaConf.to_container(composed[group], resolve=False)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
 class Composer:
     """The open Hydra context: composes the configs of verbs, lists the options of groups, resolves settings."""
 
@@ -61,7 +75,6 @@ class Composer:
         if config_dir is not None and not config_dir.is_dir():
             raise UserError(f"--config-dir {str(config_dir)!r} is not a folder")
         self.config_dir = config_dir
-        self._nodes: dict[tuple[str, str], dict[str, Any]] = {}
 
     def __enter__(self) -> Composer:
         _register()
@@ -81,8 +94,13 @@ class Composer:
         self._context.__exit__(kind, error, traceback)
 
     @property
+    def search_path(self) -> tuple[str, ...]:
+        """The folders that are searched beside ours."""
+        return () if self.config_dir is None else (f"file://{self.config_dir.resolve()}",)
+
+    @property
     def search_path_override(self) -> list[str]:
-        return [] if self.config_dir is None else [f"hydra.searchpath=['file://{self.config_dir.resolve()}']"]
+        return search_path_override(self.search_path)
 
     def compose(self, verb: str, overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
         """The config of a verb; a mistake in it is a :class:`UserError`."""
@@ -133,15 +151,8 @@ class Composer:
 
     def node(self, group: str, name: str) -> dict[str, Any]:
         """One config of a group as its YAML says it, interpolations unresolved."""
-        if (group, name) not in self._nodes:
-            self._nodes[group, name] = self._node(group, name)
-        return dict(self._nodes[group, name])
-
-    def _node(self, group: str, name: str) -> dict[str, Any]:
-        composed = self.compose("bare", [f"+{group}={name}"])
-        container = OmegaConf.to_container(composed[group], resolve=False)
-        assert isinstance(container, dict)
-        return {str(key): value for key, value in container.items()}
+        with self.one_line_errors("bare"):
+            return config_node(group, name, self.search_path)
 
     def select(self, group: str, wanted: Sequence[str]) -> list[str]:
         """The options of a group that names and wildcards mean, in the order given; ``all`` means every one."""

@@ -17,8 +17,8 @@ from cab.device import resolve_device
 from cab.errors import UserError
 from cab.measure.environment import describe, hardware_id
 from cab.protocol import require_writable
-from cab.run import task_class
 from cab.schema import Doctor
+from cab.task_settings import task_class
 from tasks.sources import cache_folder
 
 EXTRAS = (

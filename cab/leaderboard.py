@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from attention_zoo.contract import Support
 from cab import device as devices
 from cab import protocol, schema
+from cab.cells import Cell
 from cab.check import certificate, gate
 from cab.commands import sweep
 from cab.compose import Composer
@@ -26,8 +27,8 @@ from cab.costs import measure_costs, patterns
 from cab.measure.environment import hardware_id
 from cab.records import RETRIED, RecordStore, Status
 from cab.report.make import SUMMARY, make_report
-from cab.run import Cell, make_task, task_card
 from cab.sweep import Refusal
+from cab.task_settings import make_task, task_card
 
 # Keys of a run that the protocol owns beside those it lists itself.
 OWNED = ("lengths", "seeds", "baseline", "baselines", "protocol", "measure", "trainer")

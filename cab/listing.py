@@ -7,8 +7,8 @@ from rich.table import Table
 
 from attention_zoo.contract import Pattern, Support
 from cab.compose import Composer
-from cab.run import task_card
 from cab.schema import Listing
+from cab.task_settings import task_card
 
 SIGNS = {Support.PUBLISHED: "P", Support.EXTENSION: "E", Support.VALUE_CAUSAL: "V"}
 

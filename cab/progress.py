@@ -7,10 +7,11 @@ import time
 
 from hydra.utils import instantiate
 
+from cab.cells import Cell
 from cab.errors import UserError
 from cab.protocol import require_writable
 from cab.records import Status
-from cab.run import Cell, execute
+from cab.run import execute
 
 
 class RunNarrator:

@@ -7,35 +7,29 @@ The way of a number: the config is resolved to a :class:`Cell`, whose key says w
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib
 import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from attention_zoo.contract import LengthExceeded, Pattern, Unsupported
+from attention_zoo.contract import LengthExceeded, Unsupported
 from cab import device as devices
-from cab import protocol
+from cab.cells import Cell
 from cab.errors import UserError, one_line, unknown
-from cab.measure.environment import hardware_id, write_manifest
+from cab.measure.environment import write_manifest
 from cab.measure.memory import peak_extra_bytes
-from cab.records import Record, RecordStore, Status, now
-from cab.schema import Run
-from cab.settings import Setting
+from cab.records import Record, Status, now
 from cab.slots import fill
-from cab.source_hash import source_hash
 from cab.tracking import NoTracker, Tracker
 from cab.train import CorruptCheckpoint, Diverged, Progress, make_optimizer, to_device, train, training_step
-from tasks.contract import Recipe, Scores, Slots, Task, TaskCard
+from tasks.contract import Recipe, Scores, Slots, Task
 from tasks.sources import DataUnavailable
 
 PARAMETER_BUDGET = 1.10  # CAB: an attention may add at most 10 % to the backbone's parameters
@@ -43,161 +37,6 @@ PARAMETER_BUDGET = 1.10  # CAB: an attention may add at most 10 % to the backbon
 
 class OverBudget(RuntimeError):
     """The mechanism adds more parameters than the budget allows."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run, resolved: everything that decides its result, and where its records go."""
-
-    config: Run
-    task_name: str
-    task_setting: str
-    task_target: str
-    task_options: Mapping[str, Any]
-    setting: Setting
-    baseline: Setting
-    pattern: Pattern
-    device: str
-    protocol: str
-
-    @cached_property
-    def task(self) -> Task:
-        """The task object; what its options say wrongly is a :class:`UserError`."""
-        return make_task(self.task_name, self.task_target, {**self.task_options, "pattern": self.pattern})
-
-    @property
-    def store(self) -> RecordStore:
-        return RecordStore(protocol.folder(self.config.results, self.protocol, hardware_id(self.device)))
-
-    @property
-    def recipe(self) -> Recipe:
-        """The task's recipe at its size, with what the trainer config overrides."""
-        trainer, recipe = self.config.trainer, self.task.recipe
-        recipe = replace(
-            recipe,
-            max_steps=recipe.max_steps if trainer.max_steps is None else trainer.max_steps,
-            learning_rate=recipe.learning_rate if trainer.learning_rate is None else trainer.learning_rate,
-        )
-        return replace(recipe, warmup_steps=min(recipe.warmup_steps, recipe.max_steps))
-
-    @property
-    def unsupported(self) -> str | None:
-        """The card's reason where the mechanism has no form for the pattern."""
-        return self.setting.card.unsupported.get(self.pattern)
-
-    @cached_property
-    def key(self) -> str:
-        """Hash of the resolved config that affects the result, of the code, torch, hardware and threads."""
-        identity = {
-            "task": [self.task_target, dict(self.task_options)],
-            "attention": [self.setting.target, dict(self.setting.options)],
-            "baseline": [self.baseline.target, dict(self.baseline.options)],
-            "pattern": self.pattern,
-            "slots": self.config.slots,
-            "seed": self.config.seed,
-            "trainer": [self.config.trainer.max_steps, self.config.trainer.learning_rate],
-            "dtype": self.config.dtype,
-            "code": source_hash(
-                [self.setting.module, self.baseline.module, self.task_target.rpartition(".")[0], "cab.train"]
-            ),
-            **machine_identity(self.device),
-        }
-        return digest(identity)
-
-    @cached_property
-    def floor_key(self) -> str:
-        """Key of the task's floors, which no mechanism enters."""
-        module = self.task_target.rpartition(".")[0]
-        return digest(
-            {"task": [self.task_target, dict(self.task_options), self.pattern], "code": source_hash([module])}
-        )
-
-    def resolved(self) -> dict[str, Any]:
-        """The resolved config, with the names that were chosen."""
-        return {
-            **asdict(self.config),
-            "attention": {"setting": self.setting.name, "target": self.setting.target, **self.setting.options},
-            "task": {"name": self.task_name, "target": self.task_target, **self.task_options},
-            "pattern": str(self.pattern),
-            "device": self.device,
-        }
-
-    def columns(self) -> dict[str, Any]:
-        """The columns that all rows of the run share."""
-        task = self.task
-        target, source = task.lengths
-        return {
-            "protocol": self.protocol,
-            "pattern": str(self.pattern),
-            "task": self.task_name,
-            "task_setting": self.task_setting,
-            "data": task.card.source,
-            "size": task.size,
-            "length_q": target,
-            "length_kv": target if source is None else source,
-            "dtype": self.config.dtype,
-            "device": self.device,
-            "hardware": hardware_id(self.device),
-            "threads": torch.get_num_threads(),
-            "level": "model",
-            "compiled": False,
-        }
-
-
-def digest(identity: Mapping[str, Any]) -> str:
-    """16 hex digits of a mapping of plain values."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def machine_identity(device: str) -> dict[str, Any]:
-    """What a result depends on besides config and code."""
-    return {
-        "device": device,
-        "hardware": hardware_id(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-
-
-def task_class(name: str, target: str) -> type[Task]:
-    """The class that a task's config names; a wrong target is a :class:`UserError` in one line."""
-    module, _, attribute = target.rpartition(".")
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"task {name!r}: cannot import {target!r}: {one_line(error)}") from error
-    if not (isinstance(kind, type) and issubclass(kind, Task)):
-        raise UserError(f"task {name!r}: {target!r} is not a subclass of Task")
-    return kind
-
-
-def task_card(name: str, target: str) -> TaskCard:
-    """The card of a task, without its data."""
-    return task_class(name, target).card
-
-
-def make_task(name: str, target: str, options: Mapping[str, Any]) -> Task:
-    """A task from its config node; a wrong option is a :class:`UserError` in one line."""
-    kind = task_class(name, target)
-    if "size" in options and options["size"] not in kind.card.lengths:
-        raise unknown(f"size of task {name}", str(options["size"]), kind.card.lengths)
-    try:
-        return kind(**options)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"task {name!r}: {one_line(error)}") from error
-
-
-def resolve_pattern(name: str | None, task_name: str, task_target: str) -> Pattern:
-    """The pattern under test: the task's primary one where none is given."""
-    card = task_card(task_name, task_target)
-    if name is None:
-        return card.primary_pattern
-    if name not in {str(pattern) for pattern in Pattern}:
-        raise unknown("pattern", name, Pattern)
-    if Pattern(name) not in card.patterns:
-        scored = ", ".join(str(pattern) for pattern in card.patterns)
-        raise UserError(f"task {task_name!r} does not score pattern {name!r}: allowed: {scored}")
-    return Pattern(name)
 
 
 OnLog = Callable[[int, float], None]

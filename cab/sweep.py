@@ -23,12 +23,12 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cab.cells import resolve
+from cab.cells import Cell, resolve
 from cab.compose import Composer
 from cab.errors import UserError, one_line, unknown
 from cab.protocol import require_writable
 from cab.records import Status
-from cab.run import Cell, execute, record_failure
+from cab.run import execute, record_failure
 from tasks.sources import DataUnavailable
 
 

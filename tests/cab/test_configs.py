@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from attention_zoo.contract import Pattern
 from cab import schema
 from cab.compose import Composer
-from cab.run import make_task, task_card
+from cab.task_settings import make_task, task_card
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]

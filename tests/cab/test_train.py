@@ -10,10 +10,10 @@ import torch
 from omegaconf import open_dict
 
 from attention_zoo.contract import Pattern
-from cab.cells import resolve
+from cab.cells import Cell, resolve
 from cab.compose import Composer
 from cab.records import Status
-from cab.run import Cell, build_model, execute
+from cab.run import build_model, execute
 from cab.train import (
     CorruptCheckpoint,
     Diverged,
