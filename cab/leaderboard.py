@@ -29,6 +29,7 @@ from cab.records import RETRIED, RecordStore, Status
 from cab.report.make import SUMMARY, make_report
 from cab.sweep import Refusal
 from cab.task_settings import make_task, task_card
+from tasks.contract import TaskCard
 
 # Keys of a run that the protocol owns beside those it lists itself.
 OWNED = ("lengths", "seeds", "baseline", "baselines", "protocol", "measure", "trainer")
@@ -71,6 +72,11 @@ class Leaderboard:
         changed = {key: value for key, value in given.items() if value != default[key]}
         return protocol.effective_name(self.config.protocol, changed)
 
+    @cached_property
+    def cards(self) -> dict[str, TaskCard]:
+        """The card of each task on the board."""
+        return {name: task_card(name, str(self.composer.node("task", name)["_target_"])) for name in self.tasks}
+
     def run(self) -> int:
         """Returns 0, or 1 where a cell ended in an error that a repeat could mend."""
         protocol.require_writable(self.store.folder)
@@ -101,9 +107,9 @@ class Leaderboard:
     def _prepare_data(self) -> None:
         for name in self.tasks:
             node = self.composer.node("task", name)
-            card = task_card(name, str(node["_target_"]))
             # What preparing needs does not depend on the pattern; the primary one is always there.
-            make_task(name, str(node["_target_"]), self._options(node) | {"pattern": card.primary_pattern}).prepare()
+            options = self._options(node) | {"pattern": self.cards[name].primary_pattern}
+            make_task(name, str(node["_target_"]), options).prepare()
 
     def _options(self, node: dict[str, Any]) -> dict[str, Any]:
         """A task's options with the size of the protocol filled in."""
@@ -144,8 +150,7 @@ class Leaderboard:
         choice = next((word for word in self.overrides if word.startswith("protocol=")), "protocol=quick")
         grids = []
         for name in self.tasks:
-            card = task_card(name, str(self.composer.node("task", name)["_target_"]))
-            scored = [str(pattern) for pattern in card.patterns if pattern in self.patterns]
+            scored = [str(pattern) for pattern in self.cards[name].patterns if pattern in self.patterns]
             if not scored:
                 continue
             grids.append(
@@ -190,7 +195,7 @@ class Leaderboard:
                 plan += [
                     {"setting": setting.name, "pattern": str(pattern), "task": name}
                     for name in self.tasks
-                    if pattern in task_card(name, str(self.composer.node("task", name)["_target_"])).patterns
+                    if pattern in self.cards[name].patterns
                 ]
         path = self.store.folder / "plan.json"
         path.write_text(json.dumps(plan, indent=0) + "\n")
