@@ -108,6 +108,9 @@ class Card:
         unsupported: a reason for every other pattern.
         linear_in_values: out is linear in the values with weights that do not depend on them (T1 probes with V = I).
         rows_sum_to_one: the weights are non-negative and each row sums to one (T12).
+        vanishing_rows: a row may carry no weight though it sees keys (all kernel values zero), and is zero then (T12).
+        discrete: a hash, a sort or a choice decides which weights exist, so that rounding can change a whole row: low
+            precision is judged by the median row (T1), a shift of the logits only where one block holds all (T13).
         permutation_equivariant: no order of the tokens enters (T10): permuting queries permutes the outputs, and
             permuting keys with their values changes nothing.
         softmax_logits: the weights are a softmax of logits, so a constant added to them cancels (T13).
@@ -132,6 +135,8 @@ class Card:
     unsupported: Mapping[Pattern, str] = field(default_factory=dict)
     linear_in_values: bool = True
     rows_sum_to_one: bool = True
+    vanishing_rows: bool = False
+    discrete: bool = False
     permutation_equivariant: bool = True
     softmax_logits: bool = False
     fixed_length: bool = False

@@ -9,8 +9,8 @@ with no 1/sqrt(D). Time O(L D^2), memory O(L D); the causal form is a scan over 
 
 Published: noncausal and causal self attention. Our extension: both cross patterns, where S and z are sums over the
 whole source and each query reads them alone; in the causal cross pattern they are the decoding state. ``relu`` as
-feature map is an option of ours (the limit of cosFormer without its cosine, arXiv:2202.08791): its weights can all be
-zero in a row, which then gives zeros.
+feature map, max(x, 0) + 0.001, is an option of ours: the offset is that of Performer's generalised attention, and keeps
+every row's sum of weights from zero.
 
 Source: A. Katharopoulos et al., "Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention",
 ICML 2020, arXiv:2006.16236, sections 3.2 to 3.4.
@@ -50,13 +50,20 @@ CARD = Card(
     incremental=frozenset({Pattern.CAUSAL_SELF, Pattern.CAUSAL_CROSS}),
 )
 
+RELU_OFFSET = 1e-3
+
 
 def elu_plus_one(x: Tensor) -> Tensor:
     """elu(x) + 1, as e^min(x, 0) + max(x, 0): small values keep their relative precision (elu itself rounds at -1)."""
     return torch.exp(x.clamp(max=0.0)) + F.relu(x)
 
 
-FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {"elu": elu_plus_one, "relu": F.relu}
+def relu_plus_offset(x: Tensor) -> Tensor:
+    """max(x, 0) + 0.001."""
+    return F.relu(x) + RELU_OFFSET
+
+
+FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {"elu": elu_plus_one, "relu": relu_plus_offset}
 
 
 @dataclass
@@ -168,7 +175,7 @@ class LinearCore(KernelCore):
     """Linear attention with a fixed feature map, the same for queries and keys.
 
     Args:
-        feature_map: ``elu`` (elu(x) + 1, the paper's) or ``relu``.
+        feature_map: ``elu`` (elu(x) + 1, the paper's) or ``relu`` (max(x, 0) + 0.001).
     """
 
     # Products of two features of unit-scale inputs are far above; only a row without weight comes to it.

@@ -66,6 +66,7 @@ CARD = Card(
     paper="arXiv:2001.04451",
     family="hashing",
     exact=False,
+    discrete=True,
     time_order="L log L",
     memory_order="L",
     supports={

@@ -69,6 +69,7 @@ CARD = Card(
     paper="arXiv:2010.05315",
     family="hashing",
     exact=False,
+    discrete=True,
     time_order="L log L",
     memory_order="L",
     supports={

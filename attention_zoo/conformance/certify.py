@@ -43,6 +43,7 @@ TESTS: Mapping[str, Test] = {
 DECLARED = {
     "linear_in_values": "declared not linear in the values, but it is in every case and pattern",
     "rows_sum_to_one": "declared without rows that sum to one, but they do in every case and pattern",
+    "vanishing_rows": "declared with rows that carry no weight, but none was seen in any pattern",
     "permutation_equivariant": "declared order dependent, but no order dependence was seen in any pattern",
     "trimmed_equality": "declared without trimmed equality, but a padded sample equals the cut one throughout",
     "softmax_logits": "declared no softmax of logits, but a shift of the logits cancels in every case and pattern",

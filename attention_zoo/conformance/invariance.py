@@ -137,14 +137,14 @@ def _with_large_logits(x: Inputs) -> Inputs:
 def _shift(bench: Bench, subject: Subject) -> Result:
     """Moving all keys by one vector u adds q_i . u to every logit of row i, which a softmax over the row cancels.
 
-    Hashes of the keys move too, so for the hashing family a claim is tried at lengths that one bucket holds.
+    What is chosen by the keys moves too, so for a discrete mechanism a claim is tried at lengths that one block holds.
     """
-    hashing = bench.card.family == "hashing" and bench.card.softmax_logits
-    what = "keys moved by one vector, float64" + (", within one bucket" if hashing else "")
+    discrete = bench.card.discrete and bench.card.softmax_logits
+    what = "keys moved by one vector, float64" + (", within one block" if discrete else "")
     line = Line("T13", "shift of logits", subject.level, what)
     keys_matter = False
     for shape in bench.some_shapes(subject, least=2):
-        if hashing and max(shape) > 17:
+        if discrete and max(shape) > 17:
             continue
         x = subject.draw(BATCH, *shape, seed=10).masked(ragged(BATCH, shape[1]) if shape[1] % 2 else None)
         assert x.k is not None
