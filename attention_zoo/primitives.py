@@ -74,6 +74,40 @@ def gather_rows(x: Float[Tensor, "*n L D"], index: Int64[Tensor, "*n *m"]) -> Fl
     return x.reshape(count * length, width).index_select(0, flat).view(*index.shape, width)
 
 
+def segment_means(
+    x: Float[Tensor, "B H L D"], valid: Bool[Tensor, "B L"] | None, segments: int
+) -> tuple[Float[Tensor, "B H S D"], Int64[Tensor, "B S"]]:
+    """Means of S runs of tokens as equal in size as can be, and how many tokens each holds.
+
+    Of a sample's n valid tokens the p-th (from 0) is in segment floor(p s / n), s = min(S, n): segment c < s holds the
+    tokens ceil(c n / s) .. ceil((c + 1) n / s) - 1, and the others are empty, with mean and count 0. So a padded sample
+    has the means of the cut one. Means are in at least float32.
+
+    Time and memory O(L D), whatever S; forward is a gather and a product, deterministic on every device.
+    """
+    batch, heads, length, width = x.shape
+    wide, device = accumulation_dtype(x), x.device
+    if valid is None and length % segments == 0:
+        counts = torch.full((batch, segments), length // segments, device=device)
+        return x.unflatten(2, (segments, -1)).sum(3, dtype=wide) / (length // segments), counts
+    tokens = torch.full((batch, 1), length, device=device) if valid is None else valid.sum(-1, keepdim=True)
+    filled = tokens.clamp(min=1, max=segments)
+    border = (torch.arange(segments + 1, device=device) * tokens + filled - 1) // filled
+    start, end = (side.clamp(max=tokens) for side in (border[:, :-1], border[:, 1:]))
+    rank = start[..., None] + torch.arange(math.ceil(length / segments), device=device)
+    inside = rank < end[..., None]
+    # Empty places repeat a token of the segment, with weight 0.
+    index = torch.minimum(rank, (end[..., None] - 1).clamp(min=0)).flatten(1)
+    if valid is not None:
+        index = (~valid).to(torch.uint8).argsort(dim=-1, stable=True).gather(-1, index)
+    counts = end - start
+    weight = inside.to(wide) / counts.clamp(min=1)[..., None].to(wide)
+    rows = gather_rows(x.transpose(1, 2).flatten(2), index).unflatten(1, (segments, -1)).to(wide)
+    with without_autocast(x):
+        means = (weight[..., None, :] @ rows).squeeze(-2)
+    return means.unflatten(-1, (heads, width)).transpose(1, 2), counts
+
+
 def invert_permutation(order: Int64[Tensor, "*n L"]) -> Int64[Tensor, "*n L"]:
     """rank with rank[order[r]] = r."""
     ranks = torch.arange(order.shape[-1], device=order.device).expand_as(order)
