@@ -3,13 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help leaderboard test lint test-slow test-mutation clean
+.PHONY: help leaderboard test lint test-slow test-mutation support benchmark-zoo clean
 
 help:
 	@echo "make leaderboard    the quick protocol: certificates, costs, tasks, page (20 minutes on 2 cores)"
 	@echo "make test           the fast test suite"
 	@echo "make lint           ruff and mypy"
 	@echo "make test-slow      tests that take minutes"
+	@echo "make benchmark-zoo  time and memory of every mechanism at 1,024 to 8,192, forward and forward+backward (hours)"
+	@echo "make support        certificates of the whole zoo, and the support matrix in README.md"
 	@echo "make test-mutation  one changed sign in each mechanism must fail its certificate"
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
@@ -34,6 +36,14 @@ test-slow: $(INSTALLED)
 
 test-mutation: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow tests/mutation
+
+support: $(INSTALLED)
+	$(BIN)/cab check attentions=all matrix=results/reference/support.csv
+	$(BIN)/python docs/support_matrix.py
+
+# The folder is shared with the records that stand there already, so that what was cut goes on.
+benchmark-zoo: $(INSTALLED)
+	$(BIN)/cab leaderboard protocol=zoo threads=2 results=results/reference
 
 clean:
 	rm -rf .venv build dist *.egg-info

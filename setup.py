@@ -3,11 +3,12 @@
 from setuptools import find_packages, setup
 
 setup(
-    packages=[*find_packages(include=["attention_zoo*", "cab*", "tasks*"]), "cab.conf", "cab.published"],
-    package_dir={"cab.conf": "conf", "cab.published": "results/published"},
+    packages=[*find_packages(include=["attention_zoo*", "cab*", "tasks*"]), "cab.conf", "cab.published", "cab.reference"],
+    package_dir={"cab.conf": "conf", "cab.published": "results/published", "cab.reference": "results/reference"},
     package_data={
         "cab.conf": ["**/*.yaml"],
         "cab.published": ["**/*.csv", "**/*.md"],
+        "cab.reference": ["support.csv"],
         "cab.report": ["templates/*"],
         "tasks": ["**/*.md"],
         "attention_zoo": ["py.typed"],

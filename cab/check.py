@@ -1,32 +1,25 @@
-"""``cab check``: certificates of settings, kept beside the records and remade when what they depend on has changed."""
+"""``cab check``: makes or reads the certificates of settings, and prints them."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
-import re
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from attention_zoo.conformance import Certificate, Mark, Oracle, certify
+from attention_zoo.conformance import Certificate, Mark
 from attention_zoo.contract import Pattern
 from cab import device as devices
 from cab import protocol
+from cab.certificates import certificate, certificate_path, stored
 from cab.errors import UserError, unknown
 from cab.measure.environment import hardware_id
 from cab.schema import Check
 from cab.settings import Setting
-from cab.source_hash import source_hash
+from cab.support import proofs, write_matrix
 
 _SHOWN = {
     Mark.CERTIFIED: "certified",
@@ -35,86 +28,6 @@ _SHOWN = {
     Mark.FAILED: "FAILED",
     Mark.UNSUPPORTED: "-",
 }
-
-
-def certificate_key(setting: Setting) -> str:
-    """What a certificate depends on: the code of mechanism, oracle and tests, the options, torch and Python."""
-    kind = setting.kind
-    code = source_hash([kind.__module__, Oracle.module_name(kind), "attention_zoo.conformance"])
-    options = json.dumps(dict(setting.options), sort_keys=True, default=str)
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return hashlib.sha256("\n".join((setting.target, code, options, torch.__version__, python)).encode()).hexdigest()[
-        :16
-    ]
-
-
-def certificate_path(setting: Setting, folder: Path) -> Path:
-    """``<folder>/certificates/<setting>.json``."""
-    return folder / "certificates" / f"{re.sub(r'[^A-Za-z0-9.,=_+-]', '_', setting.name)}.json"
-
-
-def stored(setting: Setting, folder: Path) -> Certificate | None:
-    """The certificate on file, unless it is missing, unreadable or of other code, options or versions."""
-    try:
-        found = Certificate.from_json(json.loads(certificate_path(setting, folder).read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return found if found.key == certificate_key(setting) else None
-
-
-def certificate(setting: Setting, folder: Path, *, progress: Callable[[Pattern], None] | None = None) -> Certificate:
-    """The certificate of a setting over all patterns: the one stored in ``folder``, or a new one, stored there.
-
-    The file is the certificate's JSON with the name of the ``setting`` in front; it appears whole or not at all.
-    """
-    found = stored(setting, folder)
-    if found is not None:
-        return found
-    with _one_thread():
-        made = certify(setting.kind, options=setting.options, progress=progress)
-    made = dataclasses.replace(made, key=certificate_key(setting))
-    _write(certificate_path(setting, folder), json.dumps({"setting": setting.name, **made.to_json()}, indent=1))
-    return made
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The inputs are tiny: more threads would spend their time on waiting for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:  # Ctrl-C too must leave no half-written file behind; it goes on up
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def gate(made: Certificate, pattern: Pattern | str, *, quality: bool = False) -> tuple[bool, str]:
-    """Whether a setting may enter a leaderboard in a pattern, and why not.
-
-    A value-causal one may enter with its costs, never with its quality (``quality=True``): it sees the future.
-    """
-    part = made.patterns.get(Pattern(pattern))
-    if part is None:
-        return False, f"its certificate does not cover {pattern}"
-    if part.mark is Mark.UNSUPPORTED:
-        return False, part.reason
-    if part.mark is Mark.FAILED:
-        return False, f"failed {', '.join(part.failed_tests)} of its certificate"
-    if part.mark is Mark.VALUE_CAUSAL and quality:
-        return False, "sees the future: causal in the values only"
-    return True, ""
 
 
 def check(config: Check, settings: Sequence[Setting]) -> bool:
@@ -152,6 +65,9 @@ def check(config: Check, settings: Sequence[Setting]) -> bool:
             for line in made[name].patterns[Pattern(pattern)].failures:
                 console.print(f"{name} {pattern}: {line}")
     console.print(f"\ncertificates: {folder / 'certificates'}")
+    if config.matrix is not None:
+        rows = [row for name, found in made.items() for row in proofs(name, found)]
+        write_matrix(Path(config.matrix).expanduser(), rows)
     if failed:
         console.print("failed: " + "; ".join(f"{name} in {', '.join(where)}" for name, where in failed.items()))
     return not failed

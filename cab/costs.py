@@ -9,7 +9,7 @@ from pathlib import Path
 from attention_zoo.contract import Pattern
 from cab import device as devices
 from cab import protocol
-from cab.check import certificate, gate
+from cab.certificates import certificate, gate
 from cab.compose import Composer
 from cab.efficiency import Summary, efficiency
 from cab.errors import unknown

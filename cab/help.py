@@ -59,7 +59,8 @@ VERBS: dict[str, VerbHelp] = {
     "check": VerbHelp(
         "conformance tests T1 to T14, and certificates",
         """\
-        Keys: attentions=[...] (settings, wildcards, or the dotted path of a class)  patterns=[...]  results=DIR""",
+        Keys: attentions=[...] (settings, wildcards, or the dotted path of a class)  patterns=[...]  results=DIR
+        matrix=FILE (the support matrix of these settings, as CSV)""",
         (
             ("cab check 'attentions=[performer]'", "one mechanism"),
             ("cab check attentions=all", "the whole zoo"),
@@ -80,7 +81,9 @@ VERBS: dict[str, VerbHelp] = {
     "list": VerbHelp(
         "attention settings and tasks",
         """\
-        Keys: attentions=[...]  tasks=[...]  (names and wildcards)""",
+        Keys: attentions=[...]  tasks=[...]  (names and wildcards)  format=text|markdown
+        What an attention supports is shown as proved where a certificate of the present code says so: one under
+        results=DIR, or the one that comes with CAB.""",
         (
             ("cab list", "everything"),
             ("cab list 'attentions=[\"s*\"]' 'tasks=[]'", "settings that begin with s"),

@@ -20,7 +20,7 @@ from attention_zoo.contract import Support
 from cab import device as devices
 from cab import protocol, schema
 from cab.cells import Cell
-from cab.check import certificate, gate
+from cab.certificates import certificate, gate
 from cab.commands import sweep
 from cab.compose import Composer
 from cab.costs import measure_costs, patterns

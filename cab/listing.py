@@ -1,35 +1,45 @@
-"""``cab list``: every attention setting and every task, from their cards."""
+"""``cab list``: every attention setting and every task, from their cards; what is proved, from the certificates."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from attention_zoo.contract import Pattern, Support
+from attention_zoo.contract import Pattern
 from cab.compose import Composer
+from cab.errors import unknown
 from cab.schema import Listing
+from cab.support import LEGEND, markdown, proved, sign
 from cab.task_settings import task_card
 
-SIGNS = {Support.PUBLISHED: "P", Support.EXTENSION: "E", Support.VALUE_CAUSAL: "V"}
+FORMATS = ("text", "markdown")
 
 
 def print_listing(composer: Composer, config: Listing) -> None:
-    """Two tables on stdout; as wide as they need to be where stdout is no terminal."""
+    """Two tables on stdout, as wide as they need to be where stdout is no terminal; Markdown is the first one only."""
+    if config.format not in FORMATS:
+        raise unknown("format", config.format, FORMATS)
+    results = Path(config.results).expanduser()
+    if config.format == "markdown":
+        print(markdown(composer.settings(config.attentions), results))
+        return
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console = Console(highlight=False, width=240)
     if config.attentions:
-        console.print(_attentions(composer, config.attentions))
-        console.print("P published, E extension, V value-causal (the selection sees the future), - no faithful form")
+        console.print(_attentions(composer, config.attentions, results))
+        console.print(LEGEND)
     if config.tasks:
         console.print(_tasks(composer, config.tasks))
 
 
-def _attentions(composer: Composer, wanted: list[str]) -> Table:
+def _attentions(composer: Composer, wanted: list[str], results: Path) -> Table:
     table = Table("attention", *(pattern.short for pattern in Pattern), "result", "family", "paper", box=None)
     for setting in composer.settings(wanted):
-        card = setting.card
-        signs = [SIGNS[card.supports[p]] if p in card.supports else "-" for p in Pattern]
+        card, proof = setting.card, proved(setting, results)
+        signs = [sign(setting, pattern, proof) for pattern in Pattern]
         paper = f"{card.authors} ({card.year}), {card.title}, {card.paper}"
         table.add_row(setting.name, *signs, "exact" if card.exact else "approximate", card.family, paper)
     return table

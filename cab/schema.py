@@ -98,11 +98,15 @@ class Efficiency(Common):
 
 @dataclass
 class Check(Common):
-    """``cab check``: conformance tests T1 to T14 of settings, and their certificates."""
+    """``cab check``: conformance tests T1 to T14 of settings, and their certificates.
+
+    ``matrix`` is a file for the support matrix of these settings, as CSV.
+    """
 
     attentions: list[str] = field(default_factory=lambda: ["all"])
     patterns: list[str] = field(default_factory=lambda: ["all"])
     protocol: str = "adhoc"
+    matrix: str | None = None
 
 
 @dataclass
@@ -151,10 +155,14 @@ class Leaderboard(Common):
 
 @dataclass
 class Listing(Common):
-    """``cab list``: settings of attentions and tasks."""
+    """``cab list``: settings of attentions and tasks.
+
+    ``format`` is ``text``, or ``markdown`` for the support matrix alone.
+    """
 
     attentions: list[str] = field(default_factory=lambda: ["all"])
     tasks: list[str] = field(default_factory=lambda: ["all"])
+    format: str = "text"
 
 
 @dataclass

@@ -11,8 +11,9 @@ import pytest
 
 from attention_zoo.conformance import Certificate, Mark, PatternCertificate, Result, Status
 from attention_zoo.contract import Pattern, Support
-from cab import check as module
-from cab.check import certificate, certificate_key, certificate_path, check, gate, stored
+from cab import certificates as module
+from cab.certificates import certificate, certificate_key, certificate_path, gate, stored
+from cab.check import check
 from cab.errors import UserError
 from cab.schema import Check
 from cab.settings import Setting
