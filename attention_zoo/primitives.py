@@ -83,7 +83,7 @@ def segment_means(
     tokens ceil(c n / s) .. ceil((c + 1) n / s) - 1, and the others are empty, with mean and count 0. So a padded sample
     has the means of the cut one. Means are in at least float32.
 
-    Time and memory O(L D), whatever S; forward is a gather and a product, deterministic on every device.
+    Time and memory O(L D), whatever S; forward is a gather and a sum, deterministic on every device.
     """
     batch, heads, length, width = x.shape
     wide, device = accumulation_dtype(x), x.device
@@ -103,8 +103,7 @@ def segment_means(
     counts = end - start
     weight = inside.to(wide) / counts.clamp(min=1)[..., None].to(wide)
     rows = gather_rows(x.transpose(1, 2).flatten(2), index).unflatten(1, (segments, -1)).to(wide)
-    with without_autocast(x):
-        means = (weight[..., None, :] @ rows).squeeze(-2)
+    means = rows.mul_(weight[..., None]).sum(2)
     return means.unflatten(-1, (heads, width)).transpose(1, 2), counts
 
 
