@@ -12,7 +12,7 @@ help:
 	@echo "make test-slow      tests that take minutes"
 	@echo "make benchmark-zoo  time and memory of every mechanism at 1,024 to 8,192, forward and forward+backward (hours)"
 	@echo "make support        certificates of the whole zoo, and the support matrix in README.md"
-	@echo "make test-mutation  one changed sign in each mechanism must fail its certificate"
+	@echo "make test-mutation  a seeded fault or a changed sign in a mechanism must fail its certificate"
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -36,7 +37,9 @@ def _fresh(bench: Bench, subject: Subject, seed: int, dropout: float = 0.0, long
 
 
 def s1_determinism(bench: Bench, subject: Subject) -> Iterator[Result]:
-    line = Line("S1", "determinism in evaluation", subject.level, "equal bits, global generator and inputs untouched")
+    what = "equal bits; global generator, inputs and state untouched"
+    line = Line("S1", "determinism in evaluation", subject.level, what)
+    held = copy.deepcopy(subject.module.state_dict())
     for shape in bench.some_shapes(subject, least=3):
         x = subject.draw(BATCH, *shape, seed=1).masked(ragged(BATCH, shape[1]))
         copies = [tensor.clone() for tensor in x.tensors]
@@ -49,7 +52,14 @@ def s1_determinism(bench: Bench, subject: Subject) -> Iterator[Result]:
             line.hold(describe(x), torch.equal(first, subject.run(x)), "two passes differ")
         kept = all(torch.equal(a, b) for a, b in zip(copies, x.tensors, strict=True))
         line.hold(describe(x), kept, "an input was changed in place")
+    now = subject.module.state_dict()
+    moved = [name for name, value in held.items() if not _equal(value, now[name])]
+    line.hold("all passes", not moved, f"{', '.join(moved)} of the state_dict changed in evaluation")
     yield line.result()
+
+
+def _equal(a: object, b: object) -> bool:
+    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
 
 
 def s2_state(bench: Bench, subject: Subject) -> Iterator[Result]:
@@ -59,8 +69,7 @@ def s2_state(bench: Bench, subject: Subject) -> Iterator[Result]:
     other.load_state_dict(saved)
     again = other.state_dict()
     for name, value in saved.items():
-        same = torch.equal(value, again[name]) if isinstance(value, Tensor) else value == again[name]
-        line.hold(name, same, "what was loaded is not what is saved again")
+        line.hold(name, _equal(value, again[name]), "what was loaded is not what is saved again")
     for shape in bench.some_shapes(subject, least=7):
         x = subject.draw(BATCH, *shape, seed=2)
         with torch.no_grad():

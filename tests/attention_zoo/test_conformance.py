@@ -317,6 +317,16 @@ class PaddedPhi(Right):
         return F.dropout(phi_q @ (phi_k.transpose(-2, -1) @ v) / denominator, self.dropout, self.training)
 
 
+class ClampedDenominator(Right):
+    """Features elu(x) + 1 whose denominator is held above 0.1, where unit inputs never come."""
+
+    def weights(self, logits: Tensor, seen: Tensor) -> Tensor:
+        return logits * seen / (logits * seen).sum(-1, keepdim=True).clamp(min=0.1)
+
+    def logits(self, q: Tensor, k: Tensor) -> Tensor:
+        return (F.elu(q) + 1) @ (F.elu(k) + 1).transpose(-2, -1)
+
+
 class Positional(Right):
     def logits(self, q: Tensor, k: Tensor) -> Tensor:
         return super().logits(q, k) + torch.arange(k.shape[2], dtype=q.dtype) / 100
@@ -410,6 +420,22 @@ class Noisy(Right):
         return super().logits(q, k) + torch.rand(()).to(q.dtype)  # cancels, but the generator has moved
 
 
+class CountsCalls(Right):
+    """The clock of a redraw that runs in evaluation too."""
+
+    calls = 0
+
+    def logits(self, q: Tensor, k: Tensor) -> Tensor:
+        self.calls += 1
+        return super().logits(q, k)
+
+    def get_extra_state(self) -> int:
+        return self.calls
+
+    def set_extra_state(self, state: int) -> None:
+        self.calls = state
+
+
 class InPlace(Right):
     def logits(self, q: Tensor, k: Tensor) -> Tensor:
         return super().logits(q, k.detach().add_(0.5) if not k.requires_grad else k)
@@ -484,6 +510,7 @@ WRONG: dict[str, tuple[str, Callable[[], type[Attention]]]] = {
     "state of another size": ("T11", lambda: layer(WrongStateBytes, CS)),
     "incremental form not declared": ("T11", lambda: layer(Right, CC, incremental=frozenset())),
     "rows do not sum to one": ("T12", lambda: layer(Unnormalised, NC)),
+    "denominator clamped": ("T12", lambda: layer(ClampedDenominator, NC, softmax_logits=False)),
     "claims rows that do not": ("T12", lambda: layer(Right, NC, rows_sum_to_one=False)),
     "exp without a stabiliser": ("T13", lambda: layer(Overflows, NC)),
     "claims softmax logits, has none": ("T13", lambda: layer(PaddedPhi, NC)),
@@ -502,6 +529,7 @@ WRONG: dict[str, tuple[str, Callable[[], type[Attention]]]] = {
     "tensor as plain attribute": ("S2", lambda: layer(PlainAttribute, NC)),
     "state that is not saved": ("S2", lambda: layer(HiddenState, NC)),
     "draws in evaluation": ("S1", lambda: layer(Noisy, NC)),
+    "state moved in evaluation": ("S1", lambda: layer(CountsCalls, NC)),
     "input changed in place": ("S1", lambda: layer(InPlace, NC)),
     "dropout mask upside down": ("S3", lambda: layer(DropsTheOthers, NC)),
     "gradient as if nothing was dropped": ("S3", lambda: layer(DropoutWithoutGradient, NC)),

@@ -20,8 +20,8 @@ small that there are many.
 
 Of the mutants that survive, those are equivalent by rule that :func:`equivalent` names. The rest are holes.
 
-A mutant is tried in a copy of the package, never in the real one, in a forked child of a process that has imported
-torch and run nothing. Lines of the certificate are made until one fails. What hangs or dies counts as caught.
+Each mutant is one trial (``trial.py``). Lines of the certificate are made until one fails. What hangs or dies counts as
+caught.
 """
 
 from __future__ import annotations
@@ -30,24 +30,17 @@ import argparse
 import ast
 import copy
 import json
-import os
 import re
-import resource
-import select
-import shutil
-import signal
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
+from judge import first_failure
+from trial import PACKAGE, Question, Trial, answers, prepare
+
 TraceFunction = Callable[[FrameType, str, object], object]
-PACKAGE = Path(__file__).resolve().parents[2] / "attention_zoo"
-TIME_LIMIT_S = 300.0
-MEMORY_LIMIT = 8 << 30  # bytes of address space of a child: a mutated size must not take the machine with it
 
 # What is shared is held by the mechanisms that are built on it.
 JUDGES = {"primitives": ("linear", "smyrf", "reformer")}
@@ -248,35 +241,6 @@ def judges(file: str) -> tuple[str, ...]:
     return JUDGES.get(file, (file,))
 
 
-def first_failure(names: tuple[str, ...]) -> str | None:
-    """The first line of a certificate that fails for one of these mechanisms, or None."""
-    from attention_zoo import registry
-    from attention_zoo.conformance import Oracle, Result, Status
-    from attention_zoo.conformance.certify import judge_excuses, lines, options_exclude
-    from attention_zoo.contract import Pattern
-
-    trials = [(name, options) for name in names for options in VARIANTS.get(name, ({},))]
-    for name, options in trials:
-        kind = registry.mechanism(name)
-        oracle = Oracle.find(kind)
-        found: dict[Pattern, list[Result]] = {}
-        for pattern in kind.card.supports:
-            if options_exclude(kind, options, pattern):
-                continue
-            found[pattern] = []
-            for line in lines(kind, options, pattern, oracle):
-                if line.status is Status.FAIL:
-                    return f"{name} {options or ''} {pattern.short} {line}"
-                found[pattern].append(line)
-        if not options:
-            judge_excuses(found)
-        for pattern, results in found.items():
-            for line in results:
-                if line.status is Status.FAIL:
-                    return f"{name} {options or ''} {pattern.short} {line}"
-    return None
-
-
 def _reached(folder: Path, reached: dict[str, set[int]]) -> None:
     """Notes the lines of the package's own files that run from now on."""
 
@@ -290,79 +254,42 @@ def _reached(folder: Path, reached: dict[str, set[int]]) -> None:
     sys.settrace(trace)
 
 
-def _child(folder: Path, names: tuple[str, ...], out: int, *, traced: bool) -> None:
-    """Writes why conformance refuses the package in ``folder`` and, on the next line, the lines that ran."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    sys.path.insert(0, str(folder))
-    reached: dict[str, set[int]] = {}
-    try:
-        import attention_zoo
+def _asked(names: tuple[str, ...], *, traced: bool) -> Question:
+    """What conformance says of these mechanisms (empty: content), and which lines of the package ran for it."""
+    cases = [(name, options) for name in names for options in VARIANTS.get(name, ({},))]
 
-        assert Path(attention_zoo.__file__).is_relative_to(folder), "the mutant's package was not the one imported"
+    def question(folder: Path) -> object:
+        reached: dict[str, set[int]] = {}
         if traced:
             _reached(folder, reached)
-        text = first_failure(names) or ""
-    except Exception as error:  # noqa: BLE001 - a mutant may break in any way, at import too; breaking is being caught
-        text = f"raised {type(error).__name__}: {error}"
-    answer = {"text": text[:4000], "reached": {file: sorted(numbers) for file, numbers in reached.items()}}
-    os.write(out, json.dumps(answer).encode())
+        failure = first_failure(cases)
+        return {
+            "text": "" if failure is None else failure.text[:4000],
+            "reached": {file: sorted(numbers) for file, numbers in reached.items()},
+        }
 
-
-def attempt(
-    source: str | None, file: str, names: tuple[str, ...], folder: Path, *, traced: bool = False
-) -> tuple[str, dict[str, set[int]]]:
-    """How conformance answers to ``source`` in the place of ``file`` (empty: content), and the lines that ran."""
-    target = folder / "attention_zoo"
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(PACKAGE, target, ignore=shutil.ignore_patterns("__pycache__"))
-    if source is not None:
-        (target / f"{file}.py").write_text(source, encoding="utf-8")
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read)
-        with open(os.devnull, "w") as silent:
-            os.dup2(silent.fileno(), 2)
-        _child(folder, names, write, traced=traced)
-        os._exit(0)
-    os.close(write)
-    ready, _, _ = select.select([read], [], [], TIME_LIMIT_S)
-    if not ready:
-        os.kill(child, signal.SIGKILL)
-    with os.fdopen(read, "rb") as pipe:
-        said = pipe.read()
-    _, status = os.waitpid(child, 0)
-    if not ready:
-        return f"still running after {TIME_LIMIT_S:.0f} s", {}
-    if status or not said:
-        return f"the process died with status {status}", {}
-    answer = json.loads(said)
-    return answer["text"], {name: set(numbers) for name, numbers in answer["reached"].items()}
+    return question
 
 
 def run(files: list[str], *, quiet: bool = False) -> list[Outcome]:
     """Tries every mutant of these files; the unmutated package must pass first."""
-    import jaxtyping  # noqa: F401 - imported before the forks, so that no child has to
-    import torch
-
-    torch.set_num_threads(1)
-    sys.dont_write_bytecode = True
+    prepare()
     outcomes = []
-    with tempfile.TemporaryDirectory(prefix="mutation-") as name:
-        folder = Path(name)
-        for file in files:
-            clean, reached = attempt(None, file, judges(file), folder, traced=not _mutants(file, file)[2:])
-            if clean:
-                raise SystemExit(f"{file} fails unmutated: {clean}")
-            for mutant in mutants(file, reached):
-                begin = time.monotonic()
-                text, _ = attempt(mutated_source(mutant), mutant.file, judges(file), folder)
-                outcome = Outcome(mutant, bool(text), text, "" if text else equivalent(mutant))
-                outcomes.append(outcome)
-                if not quiet:
-                    verdict = "caught    " if text else "equivalent" if outcome.equivalent else "SURVIVES  "
-                    where, spent = f"{mutant.file}.py:{mutant.line}", time.monotonic() - begin
-                    print(f"{verdict} {where}  {mutant.change}   [{text[:110]}] {spent:.1f} s", flush=True)
+    for file in files:
+        (clean,) = answers([Trial({}, _asked(judges(file), traced=not _mutants(file, file)[2:]))])
+        if clean.broken or clean.value["text"]:
+            raise SystemExit(f"{file} fails unmutated: {clean.broken or clean.value['text']}")
+        reached = {name: set(numbers) for name, numbers in clean.value["reached"].items()}
+        question = _asked(judges(file), traced=False)
+        trials = (Trial({f"{m.file}.py": mutated_source(m)}, question, m) for m in mutants(file, reached))
+        for answer in answers(trials):
+            mutant, text = answer.trial.about, answer.broken or answer.value["text"]
+            outcome = Outcome(mutant, bool(text), text, "" if text else equivalent(mutant))
+            outcomes.append(outcome)
+            if not quiet:
+                verdict = "caught    " if text else "equivalent" if outcome.equivalent else "SURVIVES  "
+                where = f"{mutant.file}.py:{mutant.line}"
+                print(f"{verdict} {where}  {mutant.change}   [{text[:110]}] {answer.seconds:.1f} s", flush=True)
     return outcomes
 
 

@@ -1,0 +1,30 @@
+"""Seeded faults of efficient attention, in what it is built on: each must fail its certificate."""
+
+FAULTS = [
+    (
+        "contract.py",
+        "wrong axis: heads interleaved",
+        "x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)",
+        "x.unflatten(-1, (self.head_dim, self.num_heads)).permute(0, 3, 1, 2)",
+    ),
+    (
+        "sdpa.py",
+        "wrong temperature",
+        "F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)",
+        "F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=q.shape[-1] ** -0.25)",
+    ),
+    ("softmax.py", "masks joined by or", "visible & past", "visible | past"),
+    (
+        "sdpa.py",
+        "future seen where there is padding",
+        "visible = softmax.visible_keys(q.shape[2], k, key_padding_mask, causal=causal)",
+        "visible = softmax.visible_keys(q.shape[2], k, key_padding_mask, causal=False)",
+    ),
+    ("sdpa.py", "row that sees nothing", "return out.masked_fill(blind, 0.0)", "return out"),
+    (
+        "softmax.py",
+        "dropped accumulation: the cache holds an old key",
+        "torch.cat([self.k, k], dim=2)",
+        "torch.cat([self.k, self.k[:, :, -1:]], dim=2)",
+    ),
+]
