@@ -13,6 +13,7 @@ from cab.report.cost import Costs, Length, variants
 from cab.report.evidence import Evidence, Section, sections
 from cab.report.evidence import Row as Record
 from cab.report.figures import CostCurve, CostFigure, Figure, QualityFigure, QualityPanel, QualityPoint
+from cab.report.growth import growth_table
 from cab.report.patterns import PATTERNS, PatternText
 from cab.report.quality import FLOOR, Quality, Standing
 from cab.report.quality import Column as TaskColumn
@@ -131,8 +132,11 @@ def _section(evidence: Evidence, section: Section, anchor: str, problems: list[s
     tables = [_cost_table(make, costs, pattern, f"{anchor}-{pattern.short}-{number}", everything=True)
               for number, costs in enumerate(all_costs[1:], start=1)
               for pattern in PATTERNS]  # fmt: skip
+    growth = [growth_table(make, costs, pattern, f"{anchor}-{pattern.short}-growth-{number}")
+              for number, costs in enumerate(all_costs)
+              for pattern in PATTERNS]  # fmt: skip
     training = _training(make, section.rows, anchor)
-    found = [table for table in (training, *tables) if table is not None]
+    found = [table for table in (training, *tables, *growth) if table is not None]
     problems.extend(problem for problem in quality.problems if problem not in problems)
     return SectionPart(anchor, section.title, patterns, tuple(found))
 

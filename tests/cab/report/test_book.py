@@ -184,3 +184,17 @@ def test_the_answer_names_who_is_faster_and_from_where(filled: Any) -> None:
     assert "linear 0.3" in answer
     assert "(from 6" in answer  # log-linear from 2.2 at 256 with slope -0.9: 2.2 ** (1 / 0.9) * 256 = 615
     assert "softmax" not in answer
+
+
+def test_growth_is_fitted_over_the_last_three_lengths_and_held_to_the_claim(folder: Any) -> None:
+    folder.certificate("linear", {NS: "certified"})  # claims L for both
+    for length in (256, 512, 1024, 2048):
+        seconds = 1e-6 * length if length > 256 else 1.0  # what the fit leaves out
+        for replicate in range(3):
+            folder.cost("linear", NS, length, "time_s", seconds, replicate=replicate)
+        folder.cost("linear", NS, length, "peak_extra_bytes", float(length) ** 1.5)
+    tables = book_of(folder).sections[0].tables
+    growth = next(table for table in tables if "growth from 512 to 2,048" in table.caption)
+    assert cell(growth, "linear", "Time claimed").text == "L: 1.00"
+    assert cell(growth, "linear", "Time measured").text == "1.00"
+    assert cell(growth, "linear", "Memory measured").text == "1.50 ▲"
