@@ -359,14 +359,13 @@ class Attention(_Configurable):
             )
 
 
-class HeadwiseAttention(Attention):
-    """Projections around a core: ``out = W_O concat_h core(W_Q x, W_K y, W_V y)_h``.
+class ProjectedAttention(Attention):
+    """The projections W_Q, W_K, W_V and W_O around whatever mixes the heads.
 
-    A subclass names its ``core_type`` and, where it has fewer than all four, its ``projections``; what has no
-    projection is the head's slice of the raw input. Options are those of the core.
+    A subclass says how heads are mixed, and names its ``projections`` where it has fewer than all four; what has no
+    projection is the head's slice of the raw input.
     """
 
-    core_type: ClassVar[type[AttentionCore]]
     projections: ClassVar[frozenset[str]] = frozenset({"query", "key", "value", "output"})
 
     def __init__(
@@ -379,7 +378,6 @@ class HeadwiseAttention(Attention):
         max_length_key: int | None = None,
         dropout: float = 0.0,
         bias: bool = True,
-        **options: Any,
     ) -> None:
         super().__init__(
             embed_dim,
@@ -399,19 +397,6 @@ class HeadwiseAttention(Attention):
         self.value_projection = projection("value")
         self.output_projection = projection("output")
         self.reset_projections()
-        self.core = self.core_type(
-            num_heads,
-            self.head_dim,
-            self.pattern,
-            max_length=max_length,
-            max_length_key=max_length_key,
-            dropout=dropout,
-            **options,
-        )
-
-    @classmethod
-    def option_parameters(cls) -> dict[str, inspect.Parameter]:
-        return cls.core_type.option_parameters()
 
     def reset_projections(self) -> None:
         """Xavier-uniform weights, with gain 2^-1/2 for q, k and v (as fairseq and CAB), and zero biases."""
@@ -438,6 +423,55 @@ class HeadwiseAttention(Attention):
             self._split(self.key_projection(key)),
             self._split(self.value_projection(value)),
         )
+
+    def projection_flops(self, batch: int, length_q: int, length_k: int) -> int:
+        """2 E^2 per row and projection."""
+        rows = {"query": length_q, "key": length_k, "value": length_k, "output": length_q}
+        return sum(2 * batch * rows[name] * self.embed_dim**2 for name in self.projections)
+
+
+class HeadwiseAttention(ProjectedAttention):
+    """Projections around a core: ``out = W_O concat_h core(W_Q x, W_K y, W_V y)_h``.
+
+    A subclass names its ``core_type``. Options are those of the core.
+    """
+
+    core_type: ClassVar[type[AttentionCore]]
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        pattern: Pattern | str,
+        *,
+        max_length: int,
+        max_length_key: int | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            embed_dim,
+            num_heads,
+            pattern,
+            max_length=max_length,
+            max_length_key=max_length_key,
+            dropout=dropout,
+            bias=bias,
+        )
+        self.core = self.core_type(
+            num_heads,
+            self.head_dim,
+            self.pattern,
+            max_length=max_length,
+            max_length_key=max_length_key,
+            dropout=dropout,
+            **options,
+        )
+
+    @classmethod
+    def option_parameters(cls) -> dict[str, inspect.Parameter]:
+        return cls.core_type.option_parameters()
 
     def forward(
         self,
@@ -478,9 +512,7 @@ class HeadwiseAttention(Attention):
         return self._merge(out), state
 
     def flops(self, batch: int, length_q: int, length_k: int) -> int:
-        rows = {"query": length_q, "key": length_k, "value": length_k, "output": length_q}
-        projected = sum(2 * batch * rows[name] * self.embed_dim**2 for name in self.projections)
-        return projected + self.core.flops(batch, length_q, length_k)
+        return self.projection_flops(batch, length_q, length_k) + self.core.flops(batch, length_q, length_k)
 
     def state_bytes(self, batch: int, length: int, element_size: int = 4) -> int:
         return self.core.state_bytes(batch, length, element_size)
