@@ -1,0 +1,166 @@
+"""Every setting of ``conf/attention`` learns in every slot of every task: one step in float32 and under autocast.
+
+The data are made up, so that nothing is fetched; lengths, widths and depths are those of size ``tiny``. The slot under
+test is filled with the mechanism and all others with ``sdpa``, as ``cab run`` fills them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from attention_zoo.conformance.certify import options_exclude
+from attention_zoo.contract import Attention, Pattern
+from cab.settings import Setting
+from cab.slots import fill
+from cab.task_settings import make_task
+from cab.train import make_optimizer, training_step
+from tasks import bible
+from tasks.contract import SlotFactory, Task
+from tasks.lstf import data as weather
+from tasks.summarization import data as articles
+
+NS, CS, NC, CC = Pattern
+CONF = Path(__file__).resolve().parents[2] / "conf"
+ROWS = 4  # of a batch: a gradient needs no more
+ZERO = 1e-6  # of a layer's largest gradient: what roundings of float32 leave of a sum that is zero
+
+# Per task, the patterns under test and the slots of its backbone then.
+SLOTS: dict[str, list[tuple[Pattern, Pattern]]] = {
+    "lm": [(CS, CS)],
+    "lstf": [(NC, NS), (NC, CS), (NC, NC)],
+    "mlm": [(NS, NS)],
+    "recall": [(pattern, pattern) for pattern in Pattern],
+    "summarization": [(CC, NS), (CC, CS), (CC, CC)],
+}
+
+
+def nodes(group: str) -> dict[str, dict[str, Any]]:
+    """The configs of a group by name, without what they take from others."""
+    found = {}
+    for path in sorted((CONF / group).glob("*.yaml")):
+        node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        assert isinstance(node, dict)
+        found[path.stem] = {str(name): value for name, value in node.items() if "${" not in str(value)}
+    return found
+
+
+SETTINGS = {name: Setting.from_node(name, node) for name, node in nodes("attention").items()}
+TASKS = nodes("task")
+
+
+def has_form(setting: Setting, slot: Pattern) -> bool:
+    return slot in setting.card.supports and not options_exclude(setting.kind, setting.options, slot)
+
+
+CASES = [
+    pytest.param(name, task, pattern, slot, id=f"{name}-{task}-{slot.short}")
+    for (name, setting), task in itertools.product(SETTINGS.items(), SLOTS)
+    for pattern, slot in SLOTS[task]
+    if has_form(setting, slot)
+]
+
+
+def made_up_weather() -> weather.Weather:
+    rng, hours = np.random.default_rng(0), np.arange(1500)
+    values = np.sin(2 * np.pi * hours[:, None] / 24 + np.arange(3)) + 0.1 * rng.normal(size=(1500, 3))
+    return weather.Weather(hours, values.astype(np.float32), ("a", "b", "c"))
+
+
+def made_up_articles() -> articles.Corpus:
+    """Of unequal length, most of them shorter than the source, so that there is padding."""
+    rng = np.random.default_rng(0)
+
+    def document(index: int) -> articles.Document:
+        words = [f"w{number}" for number in rng.integers(60, size=int(rng.integers(20, 120)))]
+        return articles.Document(f"{index:064x}", words, words[: int(rng.integers(2, 30))], lead=15)
+
+    return articles.Corpus.of([document(index) for index in range(200)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _made_up_data() -> Iterator[None]:
+    stream = np.random.default_rng(0).integers(97, 123, size=5000, dtype=np.uint8)
+    series, corpus = made_up_weather(), made_up_articles()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bible, "training_bytes", lambda translation: stream)
+        patch.setattr(bible, "unigram", lambda translation: np.full(256, 1 / 256))
+        patch.setattr(weather, "load", lambda: series)
+        patch.setattr(articles, "load", lambda: corpus)
+        yield
+
+
+_tasks: dict[tuple[str, Pattern], tuple[Task, dict[str, torch.Tensor]]] = {}
+
+
+def task_and_batch(name: str, pattern: Pattern) -> tuple[Task, dict[str, torch.Tensor]]:
+    if (name, pattern) not in _tasks:
+        options = {**TASKS[name], "size": "tiny", "pattern": pattern}
+        task = make_task(name, options.pop("_target_"), options)
+        batch = {key: tensor[:ROWS] for key, tensor in next(task.batches("train", 1)).items()}
+        _tasks[name, pattern] = task, batch
+    return _tasks[name, pattern]
+
+
+def no_gradient_by_nature(setting: Setting, parameter: str) -> bool:
+    """A bias of the keys adds q_i . b to every logit of row i, and a softmax over the row takes it away again.
+
+    So it does over the keys that a hash or a choice has left, which has no gradient.
+    """
+    return parameter == "key_projection.bias" and (setting.card.softmax_logits or setting.card.discrete)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("name", "task_name", "pattern", "slot"), CASES)
+def test_one_step_trains_every_parameter(
+    name: str, task_name: str, pattern: Pattern, slot: Pattern, dtype: torch.dtype
+) -> None:
+    setting = SETTINGS[name]
+    task, batch = task_and_batch(task_name, pattern)
+    model = task.build_model(fill(setting, SETTINGS["sdpa"], slot, seed=1)).train()
+    optimizer = make_optimizer(model, task.recipe)
+    layers = [part for part in model.modules() if isinstance(part, setting.kind) and part.pattern is slot]
+    assert layers
+    before = [{key: p.detach().clone() for key, p in layer.named_parameters()} for layer in layers]
+
+    loss = training_step(task, model, batch, optimizer, task.recipe, dtype)
+
+    assert torch.isfinite(loss)
+    for layer, old in zip(layers, before, strict=True):
+        largest = max(float(p.grad.abs().max()) for p in layer.parameters() if p.grad is not None)
+        for key, parameter in layer.named_parameters():
+            assert parameter.dtype is torch.float32
+            assert parameter.grad is not None, key
+            assert torch.isfinite(parameter.grad).all(), key
+            if not no_gradient_by_nature(setting, key):
+                assert parameter.grad.abs().max() > ZERO * largest, f"{key} has a gradient of zeros"
+                assert not torch.equal(parameter, old[key]), f"{key} did not move"
+
+
+class _Recorder:
+    """Builds ``sdpa`` and notes for which pattern."""
+
+    def __init__(self, pattern: Pattern, asked: set[Pattern]) -> None:
+        self.pattern, self.asked = pattern, asked
+
+    def __call__(self, embed_dim: int, num_heads: int, **lengths: Any) -> Attention:
+        self.asked.add(self.pattern)
+        return SETTINGS["sdpa"].build(embed_dim, num_heads, self.pattern, **lengths)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_slot_is_left_out(name: str) -> None:
+    found = []
+    for pattern in type(task_and_batch(name, SLOTS[name][0][0])[0]).card.patterns:
+        asked: set[Pattern] = set()
+        slots: dict[Pattern, SlotFactory] = {slot: _Recorder(slot, asked) for slot in Pattern}
+        task_and_batch(name, pattern)[0].build_model(slots)
+        found += [(pattern, slot) for slot in Pattern if slot in asked]
+    assert found == SLOTS[name]
