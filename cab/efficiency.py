@@ -7,13 +7,18 @@ not done again, so that the grid can be stopped at any moment, and goes on where
 
 Order is random inside a block of one replicate of everything, the same in every run: drift of the machine hits all
 cells alike, and after the first block there is a value for each.
+
+Then, where the config asks for it, a cell gets more processes while its ratio's interval is too wide (the stopping rule
+looks at the ratio, never at a time), and lengths are added between two neighbours where the ratio passes one.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,15 +42,19 @@ from cab.records import RETRIED, Record, RecordStore, Status, now
 from cab.schema import Efficiency
 from cab.settings import Setting
 from cab.source_hash import source_hash
+from cab.stats.intervals import ratio_interval
 
 T = TypeVar("T")
 Gate = Callable[[Setting, Pattern], str | None]
 UNITS = {
     "time_s": "s",
+    "first_call_s": "s",
     "ratio": "1",
     "peak_extra_bytes": "bytes",
     "saved_bytes": "bytes",
+    "state_bytes": "bytes",
     "flops": "FLOP",
+    "dense_equivalent_flops": "FLOP",
     "parameters": "1",
 }
 
@@ -106,31 +115,49 @@ def efficiency(
     memory_limit = None if config.measure.memory_limit is None else parse_bytes(config.measure.memory_limit)
     complete = store.complete()
     jobs = list(grid.jobs())
-    missing = [(key, job) for job in jobs if (key := grid.run_key(job)) not in complete]
-    skipped = len(jobs) - len(missing)
-    if config.dry_run or not missing:
-        return Summary(0, skipped, len(missing))
-    manifest = write_manifest(store.folder, grid.device, dataclasses.asdict(config))
+    todo = [(key, job) for job in jobs if (key := grid.run_key(job)) not in complete]
+    skipped = len(jobs) - len(todo)
+    if config.dry_run:
+        return Summary(0, skipped, len(todo))
+    ratios = {row["run_key"]: float(row["value"]) for row in store.lines() if row["metric"] == "ratio" and row["value"]}
     ended: Counter[Status] = Counter()
-    progress = Progress("efficiency", len(missing))
-    try:
-        fresh = grid.device.startswith("cuda")
-        with IsolatedRunner(threads=grid.threads, fresh=fresh, preload=grid.preload) as runner:
-            child = _Child(runner, config, memory_limit)
-            for key, job in missing:
+    tried = set(complete)
+    manifest: str | None = None
+    with IsolatedRunner(threads=grid.threads, fresh=grid.device.startswith("cuda"), preload=grid.preload) as runner:
+        child = _Child(runner, config, memory_limit)
+        what = "efficiency"
+        while True:
+            for key, job in _with_progress(what, todo):
+                manifest = manifest or write_manifest(store.folder, grid.device, dataclasses.asdict(config))
                 started_at = now()
                 ending = child.run(job)
                 if ending.times is not None:
                     store.write_units(key, _raw(ending.times))
+                    ratios[key] = ending.times.ratio
                 columns = {**grid.columns(job), "run_key": key, "started_at": started_at, "manifest": manifest}
                 store.append(*(_record(value, columns, ending.duration_s) for value in ending.values))
                 ended[ending.status] += 1
-                progress.advance()
+                tried.add(key)
                 if on_cell is not None:
                     on_cell()
+            what, further = grid.further(ratios)
+            todo = [(key, job) for job in further if (key := grid.run_key(job)) not in tried]
+            if not todo:
+                break
+    return Summary(sum(ended.values()), skipped, 0, dict(ended))
+
+
+def _with_progress(what: str, items: Sequence[T]) -> Iterator[T]:
+    """The items, with a line on what is left while they are worked on; silent where there are none."""
+    if not items:
+        return
+    progress = Progress(what, len(items))
+    try:
+        for item in items:
+            yield item
+            progress.advance()
     finally:
         progress.close()
-    return Summary(len(missing), skipped, 0, dict(ended))
 
 
 def plan(
@@ -158,7 +185,7 @@ class _Grid:
         self.device = resolve_device(config.device)
         resolve_dtype(config.dtype)
         self.hardware = hardware_id(self.device)
-        self.threads = config.threads or torch.get_num_threads()
+        self.threads = config.measure.threads or config.threads or torch.get_num_threads()
         for name in config.measure.levels:
             _known("level", dict.fromkeys(LEVELS), name)
         for name in config.measure.phases:
@@ -171,26 +198,90 @@ class _Grid:
             if length < 1:
                 raise ValueError(f"length {length} is not a positive number")
         self._hashes: dict[tuple[str, ...], str] = {}
+        self._gated: dict[tuple[str, Pattern], str | None] = {}
 
     def jobs(self) -> Iterator[Job]:
-        """Blanks first, as they cost nothing; then block after block."""
+        """What is planned: blanks first, as they cost nothing; then block after block."""
         workloads: list[Workload] = []
-        for setting in self.settings.values():
-            for pattern in self.patterns:
-                blank = self._blank(setting, pattern)
-                for workload in self._workloads(setting, pattern):
-                    if blank is None:
-                        workloads.append(workload)
-                    else:
-                        yield Job("blank", workload, 0, blank=blank)
+        for workload in self._all_workloads(self.config.lengths):
+            blank = self._blank(workload)
+            if blank is None:
+                workloads.append(workload)
+            else:
+                yield Job("blank", workload, 0, blank=blank)
         extra = [baseline for baseline in self.baselines if baseline.name not in self.settings]
+        traced = [
+            workload
+            for baseline in extra
+            for workload in self._workloads(baseline, self.config.lengths)
+            if workload.refusal is None
+        ]
+        yield from self._blocks(workloads, traced)
+
+    def _blocks(self, workloads: Sequence[Workload], traced: Sequence[Workload] = ()) -> Iterator[Job]:
+        """Every workload with every baseline, block after block; memory in the first one, that of ``traced`` too."""
         for replicate in range(self.config.measure.replicates):
             block = [Job("time", w, replicate, baseline) for w in workloads for baseline in self.baselines]
             if replicate == 0:
-                traced = [*workloads, *(w for b in extra for p in self.patterns for w in self._workloads(b, p))]
-                block += [Job("memory", workload, 0) for workload in traced]
+                block += [Job("memory", workload, 0) for workload in (*workloads, *traced)]
             random.Random(replicate).shuffle(block)
             yield from block
+
+    def further(self, ratios: Mapping[str, float]) -> tuple[str, list[Job]]:
+        """What the ratios so far, by run key, ask for beyond the plan: more processes, then lengths near a crossing."""
+        timed = [w for w in self._all_workloads(self.config.lengths) if self._blank(w) is None]
+        between, missing = self._refined(timed, ratios)
+        wide = [
+            Job("time", workload, len(samples), baseline)
+            for workload in (*timed, *between)
+            for baseline in self.baselines
+            if self._too_wide(samples := self._samples(workload, baseline, ratios))
+        ]
+        if wide:
+            return "more processes for wide intervals", wide
+        return "lengths near crossings", list(self._blocks(missing))
+
+    def _samples(self, workload: Workload, baseline: Setting, ratios: Mapping[str, float]) -> list[float]:
+        """The ratios of the first processes of a cell, up to the first without one."""
+        found = []
+        for replicate in range(max(self.config.measure.replicates, self.config.measure.max_replicates)):
+            value = ratios.get(self.run_key(Job("time", workload, replicate, baseline)))
+            if value is None:
+                break
+            found.append(value)
+        return found
+
+    def _too_wide(self, samples: Sequence[float]) -> bool:
+        measure = self.config.measure
+        if measure.half_width is None or not measure.replicates <= len(samples) < measure.max_replicates:
+            return False
+        interval = ratio_interval(samples)
+        return interval.half_width is None or interval.half_width > measure.half_width * interval.value
+
+    def _refined(self, timed: Sequence[Workload], ratios: Mapping[str, float]) -> tuple[list[Workload], list[Workload]]:
+        """Workloads between two neighbouring lengths of the plan where the ratio passes one: measured, and missing."""
+        measured: list[Workload] = []
+        missing: dict[str, Workload] = {}
+        groups: dict[str, list[Workload]] = {}
+        for workload in timed if self.config.measure.refine else ():
+            if workload.length_q == workload.length_kv:
+                groups.setdefault(_shapeless(workload), []).append(workload)
+        for group in groups.values():
+            for baseline in self.baselines:
+                if baseline.name == group[0].setting.name:
+                    continue
+                cells = {w.length_q: w for w in group}
+                for _ in range(self.config.measure.refine):
+                    middle = _middle_of_crossing({n: self._samples(w, baseline, ratios) for n, w in cells.items()})
+                    if middle is None or middle in cells:
+                        break
+                    workload = dataclasses.replace(group[0], length_q=middle, length_kv=middle)
+                    if not self._samples(workload, baseline, ratios):
+                        missing[f"{_shapeless(workload)} {middle}"] = workload
+                        break
+                    cells[middle] = workload
+                    measured.append(workload)
+        return measured, list(missing.values())
 
     @property
     def preload(self) -> list[str]:
@@ -198,35 +289,42 @@ class _Grid:
         modules = {setting.module for setting in (*self.settings.values(), *self.baselines)}
         return ["cab.measure.children", *sorted(name for name in modules if name.startswith("attention_zoo."))]
 
-    def _blank(self, setting: Setting, pattern: Pattern) -> tuple[Status, str] | None:
+    def _blank(self, workload: Workload) -> tuple[Status, str] | None:
+        setting, pattern = workload.setting, Pattern(workload.pattern)
         try:
             setting.card.require(pattern)
         except Unsupported as error:
             return Status.UNSUPPORTED, error.reason
-        reason = self.gate(setting, pattern) if self.gate is not None else None
+        if workload.refusal is not None:
+            return Status.UNSUPPORTED, workload.refusal
+        if (setting.name, pattern) not in self._gated:
+            self._gated[setting.name, pattern] = self.gate(setting, pattern) if self.gate is not None else None
+        reason = self._gated[setting.name, pattern]
         return None if reason is None else (Status.FAILED_CERTIFICATE, reason)
 
-    def _workloads(self, setting: Setting, pattern: Pattern) -> Iterator[Workload]:
+    def _all_workloads(self, lengths: Sequence[int]) -> Iterator[Workload]:
+        for setting in self.settings.values():
+            yield from self._workloads(setting, lengths)
+
+    def _workloads(self, setting: Setting, lengths: Sequence[int]) -> Iterator[Workload]:
         measure = self.config.measure
-        for level in measure.levels:
-            for phase in measure.phases:
-                for length in self.config.lengths:
-                    keys = self.config.lengths_key if pattern.is_cross and self.config.lengths_key else [length]
-                    for length_kv in keys:
-                        yield Workload(
-                            setting=setting,
-                            pattern=pattern.value,
-                            level=level,
-                            phase=phase,
-                            length_q=length,
-                            length_kv=length_kv,
-                            batch=measure.batch,
-                            heads=measure.heads,
-                            head_dim=measure.head_dim,
-                            dtype=self.config.dtype,
-                            device=self.device,
-                            compile=measure.compile,
-                        )
+        for pattern, level, phase, length in itertools.product(self.patterns, measure.levels, measure.phases, lengths):
+            keys = self.config.lengths_key if pattern.is_cross and self.config.lengths_key else [length]
+            for length_kv in keys:
+                yield Workload(
+                    setting=setting,
+                    pattern=pattern.value,
+                    level=level,
+                    phase=phase,
+                    length_q=length,
+                    length_kv=length_kv,
+                    batch=measure.batch,
+                    heads=measure.heads,
+                    head_dim=measure.head_dim,
+                    dtype=self.config.dtype,
+                    device=self.device,
+                    compile=measure.compile,
+                )
 
     def run_key(self, job: Job) -> str:
         """Hash of all that the child's result depends on."""
@@ -347,7 +445,10 @@ class _Child:
                 own = _Value("time_s", Status.OK, times.time_s)
             else:
                 own = _Value("time_s", alone.status, reason=alone.reason)
-        return _Ending(pair.status, [own, ratio], pair.duration_s, times)
+        values = [own, ratio]
+        if times is not None:
+            values.append(_Value("first_call_s", Status.OK, times.mechanism_first_s))
+        return _Ending(pair.status, values, pair.duration_s, times)
 
     def _memory(self, job: Job) -> _Ending:
         traced = self._isolated(memory_and_work, job.workload)
@@ -385,7 +486,20 @@ def _raw(times: PairedTimes) -> dict[str, np.ndarray]:
         "first_s": np.array([times.mechanism_first_s, times.baseline_first_s]),
         "warmup_pairs": np.array(times.warmup_pairs),
         "stable": np.array(times.stable),
+        "load_1min": np.array(os.getloadavg()[0] if hasattr(os, "getloadavg") else np.nan),
     }
+
+
+def _shapeless(workload: Workload) -> str:
+    """What tells one curve of costs against length from another."""
+    return f"{workload.setting.name} {workload.pattern} {workload.level} {workload.phase}"
+
+
+def _middle_of_crossing(samples: Mapping[int, Sequence[float]]) -> int | None:
+    """The geometric mean of the last two neighbouring lengths between which the mean log ratio changes sign."""
+    points = sorted((length, float(np.log(values).mean())) for length, values in samples.items() if values)
+    crossed = [(a, b) for (a, x), (b, y) in itertools.pairwise(points) if (x < 0) != (y < 0)]
+    return round((crossed[-1][0] * crossed[-1][1]) ** 0.5) if crossed else None
 
 
 def _known(what: str, known: Mapping[str, T], name: str) -> T:

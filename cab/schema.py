@@ -17,10 +17,15 @@ class Measure:
     """How costs are measured (``conf/measure``).
 
     Attributes:
-        levels: of ``op`` (q, k, v given), ``layer`` (with projections).
-        phases: of ``inference``, ``training_forward``, ``training``.
+        levels: of ``op`` (q, k, v given), ``layer`` (with projections), ``model`` (two transformer blocks).
+        phases: of ``inference``, ``training_forward``, ``training`` and ``decode`` (one position more, from a state).
         batch, heads, head_dim: of the inputs; the width of a layer is ``heads * head_dim``.
-        replicates: processes per cell; the process is the unit of replication.
+        threads: torch's, in each process; None: as ``threads`` of the verb says.
+        replicates: processes per cell and baseline; the process is the unit of replication.
+        half_width: more processes are run while the half-width of the 95 % interval of the time ratio is above this
+            share of the ratio; None: never.
+        max_replicates: the most processes for that, per cell and baseline.
+        refine: how many times a crossing of the ratio is closed in on, with a length between its neighbours.
         min_time_s: seconds of timed calls per process, mechanism and baseline together; ended by a whole pair.
         warmup_time_s: seconds of calls before, at the most; it ends earlier once times have settled.
         min_pairs: timed pairs per process, also where they take longer than ``min_time_s``.
@@ -34,7 +39,11 @@ class Measure:
     batch: int = 1
     heads: int = 8
     head_dim: int = 64
+    threads: int | None = None
     replicates: int = 3
+    half_width: float | None = None
+    max_replicates: int = 15
+    refine: int = 0
     min_time_s: float = 0.3
     warmup_time_s: float = 0.3
     min_pairs: int = 5

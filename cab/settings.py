@@ -83,6 +83,11 @@ class Setting:
             **self.options,
         )
 
+    @property
+    def has_core(self) -> bool:
+        """Whether the mechanism has an op level."""
+        return issubclass(self.kind, HeadwiseAttention)
+
     def build_core(
         self,
         num_heads: int,

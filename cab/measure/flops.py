@@ -10,10 +10,11 @@ from __future__ import annotations
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attention_zoo.contract import Attention, AttentionCore
+from cab.measure.model import DEPTH
+from cab.measure.workload import Measurable, draw_inputs
 
 
-def analytic_flops(module: Attention | AttentionCore, batch: int, length_q: int, length_k: int) -> int | None:
+def analytic_flops(module: Measurable, batch: int, length_q: int, length_k: int) -> int | None:
     """By the mechanism's own formula; None where it has none."""
     try:
         return module.flops(batch, length_q, length_k)
@@ -21,10 +22,22 @@ def analytic_flops(module: Attention | AttentionCore, batch: int, length_q: int,
         return None
 
 
-def counted_flops(module: Attention | AttentionCore, batch: int, length_q: int, length_k: int) -> int:
-    """Counted on the meta device. Moves ``module`` there: its values are lost."""
-    from cab.measure.workload import draw_inputs
+def dense_equivalent_flops(level: str, batch: int, length_q: int, length_k: int, heads: int, head_dim: int) -> int:
+    """Of exact attention at the same shape, no causal credit: what throughputs of unlike mechanisms are over.
 
+    4 B H Lq Lk D for the two products of attention, with a layer's four projections, and a model's feed-forward layers.
+    """
+    width = heads * head_dim
+    total = 4 * batch * length_q * length_k * width
+    if level != "op":
+        total += 2 * batch * 2 * (length_q + length_k) * width**2
+    if level == "model":
+        total = DEPTH * (total + 2 * 2 * batch * length_q * width * 4 * width)
+    return total
+
+
+def counted_flops(module: Measurable, batch: int, length_q: int, length_k: int) -> int:
+    """Counted on the meta device. Moves ``module`` there: its values are lost."""
     module = module.to("meta").eval()
     inputs = draw_inputs(module, batch, length_q, length_k, device="meta")
     with FlopCounterMode(display=False) as counter:

@@ -158,7 +158,8 @@ def _classify(error: Exception) -> str:
     refused = isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
     if refused or isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "out_of_memory"
-    return "error"
+    # A number that is none will be so again: a result, not an accident.
+    return "diverged" if isinstance(error, FloatingPointError) else "error"
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,19 +1,21 @@
-"""The unit of work that is measured: one forward (and backward) of a layer or a core on drawn inputs."""
+"""The unit of work that is measured: a forward, forward and backward, or one decoded position, on drawn inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from attention_zoo.contract import Attention, AttentionCore, Pattern
+from attention_zoo.contract import Attention, AttentionCore, Pattern, State, Unsupported
+from cab.measure.model import BlockStack
 from cab.settings import Setting
 
-LEVELS = ("op", "layer")
-PHASES = ("inference", "training_forward", "training")
+Measurable = Attention | AttentionCore | BlockStack
+
+LEVELS = ("op", "layer", "model")
+PHASES = ("inference", "training_forward", "training", "decode")
 # Long enough for every kernel to be set up, short enough to cost nothing.
 _TINY_LENGTH = 16
 
@@ -22,9 +24,11 @@ _TINY_LENGTH = 16
 class Workload:
     """What is called: a mechanism's setting at one pattern, level, phase and shape.
 
-    ``level`` is ``op`` (the core on q, k, v of ``[B, H, L, D]``) or ``layer`` (projections too, on ``[B, L, H D]``).
-    ``phase`` is ``inference`` (no gradients recorded), ``training_forward`` (a forward that keeps what backward needs)
-    or ``training`` (forward and backward, gradients of inputs and parameters included). ``dtype`` is torch's name.
+    ``level`` is ``op`` (the core on q, k, v of ``[B, H, L, D]``), ``layer`` (projections too, on ``[B, L, H D]``) or
+    ``model`` (blocks around layers, see :mod:`cab.measure.model`). ``phase`` is ``inference`` (no gradients recorded),
+    ``training_forward`` (a forward that keeps what backward needs), ``training`` (forward and backward, gradients of
+    inputs and parameters included) or ``decode`` (one more position after ``length_q``, whose state ``prefill`` left).
+    ``dtype`` is torch's name.
     """
 
     setting: Setting
@@ -40,23 +44,51 @@ class Workload:
     device: str = "cpu"
     compile: bool = False
 
-    def build(self) -> Attention | AttentionCore:
-        """The module on its device; :class:`~attention_zoo.contract.Unsupported` where there is none."""
-        torch.manual_seed(0)
-        q, k, heads = self.length_q, self.length_kv, self.heads
-        module: Attention | AttentionCore
-        if self.level == "op":
-            module = self.setting.build_core(heads, self.head_dim, self.pattern, max_length=q, max_length_key=k)
-        else:
-            width = heads * self.head_dim
-            module = self.setting.build(width, heads, self.pattern, max_length=q, max_length_key=k)
-        module = module.to(self.device, getattr(torch, self.dtype))
-        return module.eval() if self.phase == "inference" else module.train()
+    @property
+    def refusal(self) -> str | None:
+        """Why there is no such work: a phase that the level or the mechanism does not have."""
+        pattern = Pattern(self.pattern)
+        if self.level == "op" and not self.setting.has_core:
+            return f"no op level: {self.setting.card.no_core_reason}"
+        if self.phase != "decode":
+            return None
+        if not pattern.is_causal:
+            return f"{pattern} attention has no order in which to decode"
+        if self.level == "model":
+            return "decoding is measured at the op and layer levels: the blocks keep no state"
+        if pattern not in self.setting.card.incremental:
+            return f"{self.setting.card.name} has no incremental form in {pattern}: every step recomputes the prefix"
+        return None
 
-    def prepare(self) -> Prepared:
+    def build(self) -> Measurable:
+        """The module on its device; :class:`~attention_zoo.contract.Unsupported` where there is none."""
+        if self.refusal is not None:
+            raise Unsupported(self.refusal)
+        torch.manual_seed(0)
+        q, k, width = self.length_q + (self.phase == "decode"), self.length_kv, self.heads * self.head_dim
+
+        def layer() -> Attention:
+            return self.setting.build(width, self.heads, self.pattern, max_length=q, max_length_key=k)
+
+        module: Measurable
+        if self.level == "op":
+            module = self.setting.build_core(self.heads, self.head_dim, self.pattern, max_length=q, max_length_key=k)
+        else:
+            module = layer() if self.level == "layer" else BlockStack(layer)
+        module = module.to(self.device, getattr(torch, self.dtype))
+        return module.train() if self.phase.startswith("training") else module.eval()
+
+    def prepare(self) -> Prepared | Decoding:
         """Module and inputs, ready to be called."""
         module = self.build()
-        inputs = draw_inputs(module, self.batch, self.length_q, self.length_kv, self.device, getattr(torch, self.dtype))
+        dtype = getattr(torch, self.dtype)
+        if self.phase == "decode":
+            # One position more than the state will know: the one to be decoded.
+            longer = self.length_q + 1
+            keys = self.length_kv if Pattern(self.pattern).is_cross else longer
+            assert not isinstance(module, BlockStack)
+            return Decoding.after(module, draw_inputs(module, self.batch, longer, keys, self.device, dtype))
+        inputs = draw_inputs(module, self.batch, self.length_q, self.length_kv, self.device, dtype)
         if self.phase != "inference":
             # Each once: key and value of a layer are one tensor.
             for tensor in {id(tensor): tensor for tensor in inputs}.values():
@@ -74,12 +106,12 @@ class Prepared:
     """A module with its inputs."""
 
     phase: str
-    module: Attention | AttentionCore
+    module: Measurable
     forward: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
 
-    def __call__(self) -> Any:
-        """One unit of work."""
+    def __call__(self) -> Tensor:
+        """One unit of work; returns the output."""
         if self.phase == "inference":
             with torch.inference_mode():
                 return self.forward(*self.inputs)
@@ -89,7 +121,7 @@ class Prepared:
             tensor.grad = None
         out = self.forward(*self.inputs)
         out.backward(torch.ones_like(out))
-        return None
+        return out
 
     @property
     def held(self) -> list[Tensor]:
@@ -97,8 +129,37 @@ class Prepared:
         return [*self.inputs, *self.module.parameters(), *self.module.buffers()]
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """One step of a layer or a core at a given context; the state stays as it was, so that every call is the same."""
+
+    module: Attention | AttentionCore
+    state: State
+    position: tuple[Tensor | None, ...]
+
+    @classmethod
+    def after(cls, module: Attention | AttentionCore, inputs: tuple[Tensor, ...]) -> Decoding:
+        """The state after all but the last query, and that last position."""
+        with torch.inference_mode():
+            query, *source = inputs
+            cross = module.pattern.is_cross
+            if isinstance(module, AttentionCore):
+                key, value = source if cross else (tensor[:, :, :-1] for tensor in source)
+                _, state = module.prefill(query[:, :, :-1], key, value)
+                last = (None, None) if cross else tuple(tensor[:, :, -1:].clone() for tensor in source)
+                return cls(module, state, (query[:, :, -1:].clone(), *last))
+            _, state = module.prefill(query[:, :-1], source=source[0] if cross else None)
+            return cls(module, state, (query[:, -1:].clone(),))
+
+    def __call__(self) -> Tensor:
+        """One unit of work; returns the output."""
+        with torch.inference_mode():
+            step: Callable[..., tuple[Tensor, State]] = self.module.step
+            return step(*self.position, self.state)[0]
+
+
 def draw_inputs(
-    module: Attention | AttentionCore,
+    module: Measurable,
     batch: int,
     length_q: int,
     length_kv: int,

@@ -201,7 +201,15 @@ def test_a_change_of_what_matters_is_measured_anew(tmp_path: Path) -> None:
     assert missing(measure=replace(MEASURE, replicates=1, min_pairs=9)) == 1
     for changes in ({"dtype": "float64"}, {"threads": 2}, {"measure": replace(MEASURE, replicates=1, heads=4)}):
         assert missing(**changes) == 2
-    assert len(store.frame()) == 5
+    assert sorted(store.frame().metric) == [
+        "dense_equivalent_flops",
+        "first_call_s",
+        "flops",
+        "parameters",
+        "peak_extra_bytes",
+        "ratio",
+        "time_s",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -230,3 +238,87 @@ def test_the_order_is_random_in_a_block_and_the_same_every_time(tmp_path: Path) 
     assert orders[0] == orders[1]
     assert [replicate for replicate, _, _ in orders[0]] == [0] * 20 + [1] * 10
     assert sorted(orders[0]) != orders[0]
+
+
+def test_decoding_has_its_state_and_every_form_that_is_missing_a_reason(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    measure = replace(MEASURE, replicates=1, levels=["op", "layer", "model"], phases=["decode"])
+    grid = config(patterns=["noncausal_self", "causal_self", "causal_cross"], lengths=[32], measure=measure)
+    efficiency(grid, [SDPA], store)
+    frame = store.frame()
+    refused = frame[frame.status == "unsupported"]
+    assert set(map(tuple, refused[["pattern", "level"]].to_numpy())) == {
+        ("noncausal_self", "op"),
+        ("noncausal_self", "layer"),
+        ("noncausal_self", "model"),
+        ("causal_self", "model"),
+        ("causal_cross", "model"),
+    }
+    assert refused.reason.str.contains("decod").all()
+    measured = frame[frame.status == "ok"]
+    assert set(map(tuple, measured[["pattern", "level"]].to_numpy())) == {
+        (pattern, level) for pattern in ("causal_self", "causal_cross") for level in ("op", "layer")
+    }
+    # Keys and values of 32 positions, 2 heads of 8, in float32.
+    assert set(rows(measured, metric="state_bytes").value) == {2 * 32 * 2 * 8 * 4}
+    assert rows(measured, metric="flops").empty
+
+
+def test_a_model_costs_its_layers_and_its_feed_forward_layers(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    measure = replace(MEASURE, replicates=1, levels=["layer", "model"], phases=["training"])
+    grid = config(patterns=["noncausal_self", "causal_cross"], lengths=[32], measure=measure)
+    efficiency(grid, [SDPA], store)
+    frame = store.frame()
+    assert set(frame.status) == {"ok"}
+    feed_forward = 2 * 2 * 32 * 16 * 64
+    for pattern in grid.patterns:
+        for metric in ("flops", "dense_equivalent_flops"):
+            layer, model = (
+                float(rows(frame, pattern=pattern, level=level, metric=metric).value.iloc[0])
+                for level in ("layer", "model")
+            )
+            assert model == 2 * (layer + feed_forward)
+
+
+def test_an_output_that_is_no_number_is_no_cost(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    grid = config(patterns=["noncausal_self"], lengths=[32], measure=replace(MEASURE, replicates=1))
+    summary = efficiency(grid, [named("not_a_number", "NotANumber")], store, baselines={"sdpa": SDPA})
+    found = rows(store.frame(), setting="not_a_number")
+    lost = found[found.metric.isin(["time_s", "ratio"])]
+    assert set(lost.status) == {"diverged"}
+    assert lost.reason.str.contains("100 % of the output is not finite").all()
+    assert summary.errors == 0
+
+
+@pytest.mark.parametrize(("wanted", "processes"), [(None, 3), (1e9, 3), (1e-9, 5)])
+def test_processes_are_added_while_the_ratio_is_not_known_well_enough(
+    wanted: float | None, processes: int, tmp_path: Path
+) -> None:
+    store = RecordStore(tmp_path)
+    measure = replace(MEASURE, replicates=3, half_width=wanted, max_replicates=5)
+    grid = config(patterns=["noncausal_self"], lengths=[32], measure=measure)
+    efficiency(grid, [PASS_ON], store, baselines={"sdpa": SDPA})
+    ratios = rows(store.frame(), metric="ratio")
+    assert sorted(ratios.replicate) == list(range(processes))
+    again = efficiency(grid, [PASS_ON], store, baselines={"sdpa": SDPA})
+    assert again.measured == 0
+
+
+def test_a_crossing_is_closed_in_on(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    steady, growing = named("steady", "Steady"), named("growing", "Growing")
+    measure = replace(MEASURE, replicates=1, refine=2)
+    grid = config(patterns=["noncausal_self"], lengths=[32, 64, 256], baselines=["steady"], measure=measure)
+    efficiency(grid, [growing], store, baselines={"steady": steady})
+    # They are equal at 100: between 64 and 256 there is 128, then between 64 and 128 there is 91.
+    assert sorted(set(rows(store.frame(), metric="ratio", setting="growing").length_q)) == [32, 64, 91, 128, 256]
+    assert efficiency(grid, [growing], store, baselines={"steady": steady}).measured == 0
+
+
+def test_threads_of_the_measurement_are_those_of_the_children(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    measure = replace(MEASURE, replicates=1, threads=2)
+    efficiency(config(patterns=["noncausal_self"], lengths=[32], measure=measure), [SDPA], store)
+    assert set(store.frame().threads) == {2}

@@ -126,3 +126,39 @@ class ScratchCore(PassOnCore):
 class Scratch(PassOn):
     card = replace(CARD, name="scratch")
     core_type = ScratchCore
+
+
+class NotANumberCore(PassOnCore):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        return v / torch.zeros_like(v[..., :1])
+
+
+class NotANumber(PassOn):
+    card = replace(CARD, name="not_a_number")
+    core_type = NotANumberCore
+
+
+class SteadyCore(PassOnCore):
+    """20 milliseconds, whatever the length; asleep, so that a busy machine does not stretch them."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        time.sleep(0.02)
+        return v.clone()
+
+
+class Steady(PassOn):
+    card = replace(CARD, name="steady")
+    core_type = SteadyCore
+
+
+class GrowingCore(PassOnCore):
+    """As long as Steady at a length of 100, and in proportion to the length."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        time.sleep(0.0002 * q.shape[2])
+        return v.clone()
+
+
+class Growing(PassOn):
+    card = replace(CARD, name="growing")
+    core_type = GrowingCore
