@@ -81,8 +81,10 @@ def t10_permutation(bench: Bench, subject: Subject) -> Iterator[Result]:
         return
     what = "keys permuted, queries permuted" if bench.pattern.is_cross else "tokens permuted"
     line = Line("T10", title, subject.level, what)
-    for shape in bench.some_shapes(subject, least=3):
-        for mask in (None, scattered(BATCH, shape[1], seed=6)):
+    # An order that enters may show between far blocks only.
+    long = [] if bench.card.permutation_equivariant or subject is not bench.subjects[0] else bench.long_shapes
+    for shape in [*bench.some_shapes(subject, least=3), *long]:
+        for mask in (None,) if shape in long else (None, scattered(BATCH, shape[1], seed=6)):
             x = subject.draw(BATCH, *shape, seed=7).masked(mask)
             generator = torch.Generator().manual_seed(8)
             order_k = torch.randperm(shape[1], generator=generator)
