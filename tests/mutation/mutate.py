@@ -43,7 +43,7 @@ from trial import PACKAGE, Question, Trial, answers, prepare
 TraceFunction = Callable[[FrameType, str, object], object]
 
 # What is shared is held by the mechanisms that are built on it.
-JUDGES = {"primitives": ("linear", "smyrf", "reformer")}
+JUDGES = {"primitives": ("linear", "smyrf", "reformer"), "_banded": ("local",)}
 
 VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
     "performer": ({"kernel": "relu", "num_features": 24}, {"num_features": 24, "orthogonal": False}),
