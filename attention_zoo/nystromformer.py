@@ -2,12 +2,12 @@
 
 With Q~ and K~ the m landmarks of queries and keys and s = D^-1/2 (section 3 of the paper),
 
-    S^ = softmax(s Q K~^T) Z softmax(s Q~ K^T),    A = softmax(s Q~ K~^T),    Z ~ A^+                       (eq. 13, 14)
+    S^ = softmax(s Q K~^T) Z softmax(s Q~ K^T),    A = softmax(s Q~ K~^T),    Z ~ A^+                       (eq. 13, 15)
     O  = S^ V + conv(V)
 
 where Z approximates the pseudo-inverse A^+ by ``pinv_iterations`` steps of
 
-    Z_0 = A^T / (||A||_1 ||A||_inf),    Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4                        (eq. 11)
+    Z_0 = A^T / (||A||_1 ||A||_inf),    Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4                        (eq. 14)
 
 and conv is a residual: a convolution of the values over positions, one kernel per head, with zeros beyond both ends.
 Products are taken from the right, so nothing of Lq x Lk exists: time O(L m D + m^3), memory O(L D + m^2).
@@ -74,7 +74,7 @@ CONV_BLOCK = 64  # positions per block of the convolution, which is a banded mat
 
 
 def newton_schulz_pinv(a: Float[Tensor, "*n m l"], iterations: int) -> Float[Tensor, "*n l m"]:
-    """Z after ``iterations`` steps of eq. 11 from Z_0 = A^T / (||A||_1 ||A||_inf). Zero rows and columns stay so."""
+    """Z after ``iterations`` steps of eq. 14 from Z_0 = A^T / (||A||_1 ||A||_inf). Zero rows and columns stay so."""
     norms = a.sum(-2).amax(-1) * a.sum(-1).amax(-1)  # entries are not negative
     z = a.transpose(-2, -1) / norms.clamp(min=torch.finfo(a.dtype).tiny)[..., None, None]
     identity = torch.eye(a.shape[-2], dtype=a.dtype, device=a.device)

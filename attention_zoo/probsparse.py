@@ -22,7 +22,8 @@ Padding is in no sample, no count, no mean and no choice, so a padded sample equ
 
 Published: noncausal self attention, and the decoder's masked self attention, *causal in the values only*: a query is
 chosen in competition with later ones, on a sample of keys that has later ones. Chosen rows see keys up to their own,
-the others are the mean of values up to their own. (The authors' code has the sum there, whose scale grows with t.)
+the others are the mean of values up to their own. (The paper takes cumulative sums in the mean, and allows the plain
+sum as simpler. The authors' code has that: a scale that grows with t.)
 Our extension: noncausal cross attention. In the causal cross pattern queries would compete with later targets.
 
 Source: H. Zhou, S. Zhang, J. Peng, S. Zhang, J. Li, H. Xiong, W. Zhang, "Informer: Beyond Efficient Transformer for
