@@ -71,7 +71,7 @@ CARD = Card(
     exact=False,
     discrete=True,
     time_order="L log L",
-    memory_order="L",
+    memory_order="L log L",  # causal self: each chunk has its part in log L sources
     supports={
         Pattern.NONCAUSAL_SELF: Support.PUBLISHED,
         Pattern.NONCAUSAL_CROSS: Support.PUBLISHED,

@@ -45,6 +45,7 @@ CARD = dataclasses.replace(
         Pattern.NONCAUSAL_CROSS: Support.EXTENSION,
         Pattern.CAUSAL_CROSS: Support.EXTENSION,
     },
+    memory_order="L^2",  # W^A and its gradient
     rows_sum_to_one=False,
     permutation_equivariant=False,
     fixed_length=True,
