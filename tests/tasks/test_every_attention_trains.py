@@ -117,6 +117,12 @@ def no_gradient_by_nature(setting: Setting, parameter: str) -> bool:
     return parameter == "key_projection.bias" and (setting.card.softmax_logits or setting.card.discrete)
 
 
+def row_is_not_read(parameter: str, task_name: str, *, last: bool) -> bool:
+    """Longformer's second projections serve the rows of its leading tokens, and a task that reads the outputs of other
+    positions alone never sees those of the last layer."""
+    return last and parameter.startswith("global_") and task_name in ("mlm", "recall")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(("name", "task_name", "pattern", "slot"), CASES)
 def test_one_step_trains_every_parameter(
@@ -139,7 +145,8 @@ def test_one_step_trains_every_parameter(
             assert parameter.dtype is torch.float32
             assert parameter.grad is not None, key
             assert torch.isfinite(parameter.grad).all(), key
-            if not no_gradient_by_nature(setting, key):
+            unread = row_is_not_read(key, task_name, last=layer is layers[-1])
+            if not (unread or no_gradient_by_nature(setting, key)):
                 assert parameter.grad.abs().max() > ZERO * largest, f"{key} has a gradient of zeros"
                 assert not torch.equal(parameter, old[key]), f"{key} did not move"
 
