@@ -102,10 +102,19 @@ def sweep(
 
 
 def efficiency(composer: Composer, arguments: Arguments) -> int:
-    """The cost grid; fails (1) where a cell ended in an error."""
-    from cab.costs import measure_costs
+    """The cost grid and its report; fails (1) where a cell ended in an error."""
+    from cab.costs import folder_of, measure_costs
+    from cab.report.crossings import fit_named
+    from cab.report.make import make_report
+    from cab.report.terminal import print_costs
 
-    return EXIT_FAILED if measure_costs(composer, typed(composer, arguments)).errors else 0
+    config: schema.Efficiency = typed(composer, arguments)
+    summary = measure_costs(composer, config)
+    if not config.dry_run:
+        made = make_report(folder_of(config), fit=fit_named(config.fit))
+        print_costs(made)
+    print(summary)
+    return EXIT_FAILED if summary.errors else 0
 
 
 def check(composer: Composer, arguments: Arguments) -> int:

@@ -15,6 +15,7 @@ from cab.efficiency import Summary, efficiency
 from cab.errors import unknown
 from cab.measure.environment import hardware_id
 from cab.records import RecordStore
+from cab.report.crossings import fit_named
 from cab.schema import Efficiency
 from cab.settings import Setting
 
@@ -38,14 +39,20 @@ def certificate_gate(folder: Path) -> Callable[[Setting, Pattern], str | None]:
     return refusal
 
 
+def folder_of(config: Efficiency) -> Path:
+    """Where the records of a config go."""
+    return protocol.folder(config.results, config.protocol, hardware_id(devices.resolve_device(config.device)))
+
+
 def measure_costs(composer: Composer, config: Efficiency, *, on_cell: Callable[[], None] = lambda: None) -> Summary:
     """The grid of a config, measured where it is missing."""
     device = devices.resolve_device(config.device)
     devices.resolve_dtype(config.dtype)
     threads = devices.resolve_threads(config.threads)
+    fit_named(config.fit)
     settings = composer.settings(config.attentions)
     baselines = {name: composer.settings([name])[0] for name in config.baselines}
-    store = RecordStore(protocol.folder(config.results, config.protocol, hardware_id(device)))
+    store = RecordStore(folder_of(config))
     protocol.require_writable(store.folder)
     resolved = replace(
         config, device=device, threads=threads, patterns=[str(pattern) for pattern in patterns(config.patterns)]

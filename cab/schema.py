@@ -93,7 +93,7 @@ class Efficiency(Common):
     """``cab efficiency``: cost of attentions x patterns x lengths, each paired with ``sdpa`` and ``softmax``.
 
     ``attentions`` are settings by name or wildcard, or ``all``. ``lengths_key`` are the key lengths of the cross
-    patterns (None: equal to the query's).
+    patterns (None: equal to the query's). ``fit`` is that of the report at the end (see :class:`Report`).
     """
 
     attentions: list[str] = field(default_factory=lambda: ["all"])
@@ -102,6 +102,7 @@ class Efficiency(Common):
     lengths_key: list[int] | None = None
     baselines: list[str] = field(default_factory=lambda: ["sdpa", "softmax"])
     protocol: str = "adhoc"
+    fit: str = "measured"
     measure: Measure = field(default_factory=Measure)
 
 
@@ -120,9 +121,13 @@ class Check(Common):
 
 @dataclass
 class Report(Common):
-    """``cab report``: pages from records. ``folder`` is one ``<results>/<protocol>/<hardware>``; default: all found."""
+    """``cab report``: pages from records. ``folder`` is one ``<results>/<protocol>/<hardware>``; default: all found.
+
+    ``fit`` is ``measured``, or ``cab2023`` for CAB's own fit of efficiency lengths beside the measured ones.
+    """
 
     folder: str | None = None
+    fit: str = "measured"
 
 
 @dataclass

@@ -10,6 +10,7 @@ from cab.report import numbers
 from cab.report.cells import SEES_THE_FUTURE, CellMaker, command_of, commit_of
 from cab.report.certificates import MARKS, OTHER_MARKS, SUPPORT, Verdict, card, verdict
 from cab.report.cost import Costs, Length, variants
+from cab.report.crossings import Fit, crossing_table
 from cab.report.evidence import Evidence, Section, sections
 from cab.report.evidence import Row as Record
 from cab.report.figures import CostCurve, CostFigure, Figure, QualityFigure, QualityPanel, QualityPoint
@@ -67,12 +68,12 @@ class Book:
     problems: tuple[str, ...]
 
 
-def build_book(evidence: Evidence) -> Book:
-    """Everything that the pages show of a folder."""
+def build_book(evidence: Evidence, fit: Fit = "measured") -> Book:
+    """Everything that the pages show of a folder; ``fit`` adds CAB's own to the measured efficiency lengths."""
     problems = list(evidence.problems)
     parts = []
     for number, section in enumerate(sections(evidence.rows)):
-        parts.append(_section(evidence, section, f"s{number}" if number else "main", problems))
+        parts.append(_section(evidence, section, f"s{number}" if number else "main", problems, fit))
     manifests = [evidence.manifests[key] for key in sorted(evidence.manifests)]
     commands = dict.fromkeys(command_of(manifest) for manifest in manifests if manifest.get("command"))
     first = evidence.rows[0]
@@ -123,7 +124,7 @@ def _software(manifests: Sequence[Mapping[str, object]]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _section(evidence: Evidence, section: Section, anchor: str, problems: list[str]) -> SectionPart:
+def _section(evidence: Evidence, section: Section, anchor: str, problems: list[str], fit: Fit) -> SectionPart:
     quality = Quality(evidence, section.rows, BASELINE)
     all_costs = variants(section.rows, BASELINE)
     headline = all_costs[0] if all_costs else None
@@ -132,11 +133,14 @@ def _section(evidence: Evidence, section: Section, anchor: str, problems: list[s
     tables = [_cost_table(make, costs, pattern, f"{anchor}-{pattern.short}-{number}", everything=True)
               for number, costs in enumerate(all_costs[1:], start=1)
               for pattern in PATTERNS]  # fmt: skip
+    crossings = [crossing_table(costs, evidence, pattern, f"{anchor}-{pattern.short}-crossings-{number}", fit)
+                 for number, costs in enumerate(all_costs)
+                 for pattern in PATTERNS]  # fmt: skip
     growth = [growth_table(make, costs, pattern, f"{anchor}-{pattern.short}-growth-{number}")
               for number, costs in enumerate(all_costs)
               for pattern in PATTERNS]  # fmt: skip
     training = _training(make, section.rows, anchor)
-    found = [table for table in (training, *tables, *growth) if table is not None]
+    found = [table for table in (training, *tables, *crossings, *growth) if table is not None]
     problems.extend(problem for problem in quality.problems if problem not in problems)
     return SectionPart(anchor, section.title, patterns, tuple(found))
 
@@ -500,7 +504,7 @@ def _cost_table(
     longest = costs.lengths(pattern.name)[-1]
     totals = [
         (metric, title)
-        for metric, title in (("flops", "FLOPs"), ("parameters", "Parameters"))
+        for metric, title in (("state_bytes", "State"), ("flops", "FLOPs"), ("parameters", "Parameters"))
         if any(costs.median(name, pattern.name, longest, metric) for name in settings)
     ]
     at = numbers.length(*longest)

@@ -13,6 +13,7 @@ from cab.report.cost import Costs, Length, Measured, length_of
 from cab.report.evidence import Evidence, Row
 from cab.report.quality import FLOOR, Column, Quality, Score, Standing, task_of
 from cab.report.tables import BLANK, Cell, Details
+from cab.stats.efficiency_length import EfficiencyLength
 from cab.stats.intervals import Interval
 
 SEES_THE_FUTURE = Cell(
@@ -130,13 +131,7 @@ class CellMaker:
             gaps = [self.ratio_cell(costs, setting, pattern, length) for length in costs.lengths(pattern)]
             gap = next((gap for gap in gaps if gap.kind != "value"), None)
             return gap or Cell("–", kind="gap", note="a crossing needs two lengths with as many keys as queries")
-        sort = {"from the shortest length": 0.0, "never up to L": math.inf}.get(found.kind, found.value)
-        low = "the shortest length or less" if found.low is None else f"{found.low:,.0f}"
-        high = "beyond the longest length" if found.high is None else f"{found.high:,.0f}"
-        interval = found.method if found.method == "n too small" else f"{low} to {high} ({found.level:.0%})"
-        passes = ", ".join(f"{crossing:,.0f}" for crossing in found.crossings) or "nowhere within the measured lengths"
-        details = (("kind", found.kind), ("ratio passes 1 at", passes), ("pays for good from", interval))
-        return Cell(found.text, sort, details=details)
+        return crossing_text(found)
 
     def training_cell(self, metric: str, rows: Sequence[Row]) -> Cell:
         """The mean over seeds of a figure of the training runs."""
@@ -191,6 +186,17 @@ class CellMaker:
         return tuple(found)
 
 
+def crossing_text(found: EfficiencyLength) -> Cell:
+    """An efficiency length with what stands behind it."""
+    sort = {"from the shortest length": 0.0, "never up to L": math.inf}.get(found.kind, found.value)
+    low = "the shortest length or less" if found.low is None else f"{found.low:,.0f}"
+    high = "beyond the longest length" if found.high is None else f"{found.high:,.0f}"
+    interval = found.method if found.method == "n too small" else f"{low} to {high} ({found.level:.0%})"
+    passes = ", ".join(f"{crossing:,.0f}" for crossing in found.crossings) or "nowhere within the measured lengths"
+    details = (("kind", found.kind), ("ratio passes 1 at", passes), ("pays for good from", interval))
+    return Cell(found.text, sort, details=details)
+
+
 def _better(score: Score, floor: Score, higher_is_better: bool) -> bool:
     """Whether the whole interval lies on the better side of the floor's value."""
     low, high = score.interval.low, score.interval.high
@@ -226,9 +232,9 @@ def amount(metric: str, value: float) -> str:
     """A cost metric in a readable unit."""
     if metric.endswith("_bytes"):
         return numbers.size(value)
-    if metric.endswith("time_s"):
+    if metric.endswith("_s") and not metric.endswith("per_s"):
         return numbers.seconds(value)
-    return numbers.count(value) if metric in ("flops", "parameters") else numbers.plain(value)
+    return numbers.count(value) if metric in ("flops", "dense_equivalent_flops", "parameters") else numbers.plain(value)
 
 
 def repeat(row: Row) -> str | None:

@@ -18,7 +18,7 @@ from cab.report.evidence import Row, is_ok
 from cab.stats.efficiency_length import EfficiencyLength, efficiency_length
 from cab.stats.intervals import Interval, ratio_interval
 
-LEVELS = ("layer", "op")
+LEVELS = ("layer", "op", "model")
 PHASES = ("inference", "training_forward", "training", "decode")
 
 # Statuses that a whole cell gets before anything is measured in it.
@@ -106,20 +106,35 @@ class Costs:
         ordered = _by_replicate(rows)
         return Measured(ratio_interval([float(row["value"]) for row in ordered]), tuple(ordered))
 
-    def crossing(self, setting: str, pattern: str) -> EfficiencyLength | None:
+    def crossing(self, setting: str, pattern: str, baseline: str | None = None) -> EfficiencyLength | None:
         """From which key length a setting is faster than the baseline; None without two comparable lengths.
 
         Comparable are lengths with as many keys as queries, or of one number of queries.
         """
-        measured = {
-            length: ratio for length in self.lengths(pattern) if (ratio := self.ratio(setting, pattern, length))
-        }
-        square = [length for length in measured if length[0] == length[1]]
-        lengths = square if len(square) > 1 else list(measured)
-        if len(lengths) < 2 or len({keys for _, keys in lengths}) < len(lengths) or setting == self.baseline:
+        against = baseline or self.baseline
+        if setting == against:
             return None
+        measured = {
+            length: ratio
+            for length in self.lengths(pattern)
+            if (ratio := self.ratio(setting, pattern, length, against))
+        }
+        lengths = _comparable(list(measured))
         samples = tuple(tuple(float(row["value"]) for row in measured[length].rows) for length in lengths)
-        return _crossing(tuple(keys for _, keys in lengths), samples)
+        return _crossing(tuple(keys for _, keys in lengths), samples) if lengths else None
+
+    def memory_crossing(self, setting: str, pattern: str, baseline: str | None = None) -> EfficiencyLength | None:
+        """From which key length a setting takes less memory: counted bytes of one pass, so without an interval."""
+        against = baseline or self.baseline
+        if setting == against:
+            return None
+        ratios = {
+            length: ratio.value
+            for length in self.lengths(pattern)
+            if (ratio := self.memory_ratio(setting, pattern, length, against))
+        }
+        lengths = _comparable(list(ratios))
+        return _crossing(tuple(k for _, k in lengths), tuple((ratios[n],) for n in lengths)) if lengths else None
 
     def median(self, setting: str, pattern: str, length: Length, metric: str) -> Measured | None:
         """The median over processes of a metric in its own unit, without an interval."""
@@ -132,10 +147,10 @@ class Costs:
                 return Measured(Interval(value, None, None, 0.95, "median", len(ordered)), tuple(ordered))
         return None
 
-    def memory_ratio(self, setting: str, pattern: str, length: Length) -> Measured | None:
+    def memory_ratio(self, setting: str, pattern: str, length: Length, baseline: str | None = None) -> Measured | None:
         """Peak extra memory over the baseline's at the same length."""
         ours = self.median(setting, pattern, length, "peak_extra_bytes")
-        base = self.median(self.baseline, pattern, length, "peak_extra_bytes")
+        base = self.median(baseline or self.baseline, pattern, length, "peak_extra_bytes")
         if ours is None or base is None or base.value <= 0:
             return None
         value = ours.value / base.value
@@ -164,6 +179,13 @@ class Costs:
 @functools.lru_cache(maxsize=1024)
 def _crossing(lengths: tuple[int, ...], samples: tuple[tuple[float, ...], ...]) -> EfficiencyLength:
     return efficiency_length(lengths, samples)
+
+
+def _comparable(lengths: Sequence[Length]) -> list[Length]:
+    """Those of a curve over key lengths: with as many keys as queries, else all where each key length is there once."""
+    square = [length for length in lengths if length[0] == length[1]]
+    found = square if len(square) > 1 else list(lengths)
+    return found if len(found) > 1 and len({keys for _, keys in found}) == len(found) else []
 
 
 def length_of(row: Row) -> Length | None:

@@ -11,6 +11,7 @@ import pandas as pd
 from cab import schema
 from cab.records import COLUMNS
 from cab.report.book import Book, build_book
+from cab.report.crossings import Fit, fit_named
 from cab.report.evidence import Evidence, read_evidence
 from cab.report.figures import write_figures
 from cab.report.markdown import to_markdown
@@ -25,6 +26,7 @@ class Report:
         folder: ``<results>/<protocol>/<hardware>``.
         paths: of the files, the two pages first.
         top: lines for a terminal: per pattern its title, the answer, and the first rows of its table.
+        book: everything that the pages show.
         problems: what could not be read, as ``file:line: why``.
         pending: cells that are planned and have no record yet.
     """
@@ -32,6 +34,7 @@ class Report:
     folder: Path
     paths: tuple[Path, ...]
     top: tuple[str, ...]
+    book: Book
     problems: tuple[str, ...]
     pending: int
 
@@ -39,18 +42,18 @@ class Report:
 SUMMARY = "summary.txt"
 
 
-def make_report(folder: Path, *, figures: bool = True) -> Report:
+def make_report(folder: Path, *, figures: bool = True, fit: Fit = "measured") -> Report:
     """Writes ``leaderboard.md``, ``index.html``, ``figures/``, ``summary.txt`` (the answer and the top of each
     pattern, for a terminal), ``records.csv`` and ``records.parquet`` into ``folder``.
 
     The same records give the same bytes. With ``figures`` false no figure is drawn anew and nothing is exported, for
-    the rebuilds while results come in.
+    the rebuilds while results come in. ``fit`` adds the efficiency lengths by CAB's own fit.
 
     Raises:
         ValueError: ``folder`` holds no records.
     """
     evidence = read_evidence(folder)
-    book = build_book(evidence)
+    book = build_book(evidence, fit)
     shown = [figure for section in book.sections for part in section.patterns for figure in part.figures]
     drawn = write_figures(folder / "figures", shown, redraw=figures)
     paths = [
@@ -61,7 +64,7 @@ def make_report(folder: Path, *, figures: bool = True) -> Report:
     if figures:
         paths += _export(folder, evidence)
     paths += [path for picture in drawn for path in (picture.svg, picture.png)]
-    return Report(folder, tuple(paths), _top(book), book.problems, book.pending)
+    return Report(folder, tuple(paths), _top(book), book, book.problems, book.pending)
 
 
 def _top(book: Book) -> tuple[str, ...]:
@@ -105,6 +108,7 @@ def report(config: schema.Report) -> list[Report]:
     Raises:
         ValueError: there are no records.
     """
+    fit = fit_named(config.fit)
     if config.folder is not None:
         folders = [Path(config.folder).expanduser()]
         if not folders[0].is_dir():
@@ -122,7 +126,7 @@ def report(config: schema.Report) -> list[Report]:
         return []
     made = []
     for folder in folders:
-        done = make_report(folder)
+        done = make_report(folder, fit=fit)
         made.append(done)
         print(f"{done.paths[1]}\n{done.paths[0]}")
         for problem in done.problems:

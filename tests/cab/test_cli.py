@@ -143,13 +143,13 @@ def test_bash_completes_with_the_installed_script(tmp_path: Path) -> None:
     script = f"""
         export PATH={bin_folder}:$PATH
         eval "$(cab -sc install=bash)"
-        COMP_LINE='cab run task=recall attention=smy'; COMP_POINT=${{#COMP_LINE}}
-        COMP_WORDS=(cab run task=recall attention=smy); COMP_CWORD=3
+        COMP_LINE='cab run task=recall attention=softm'; COMP_POINT=${{#COMP_LINE}}
+        COMP_WORDS=(cab run task=recall attention=softm); COMP_CWORD=3
         compopt() {{ :; }}
         _cab_complete; printf '%s\\n' "${{COMPREPLY[@]}}"
     """
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path)
-    assert done.stdout.split() == ["attention=smyrf"], done.stderr
+    assert done.stdout.split() == ["attention=softmax"], done.stderr
 
 
 def test_a_run_that_is_interrupted_says_how_to_go_on_and_goes_on(outside: Path, tmp_path: Path) -> None:

@@ -198,3 +198,30 @@ def test_growth_is_fitted_over_the_last_three_lengths_and_held_to_the_claim(fold
     assert cell(growth, "linear", "Time claimed").text == "L: 1.00"
     assert cell(growth, "linear", "Time measured").text == "1.00"
     assert cell(growth, "linear", "Memory measured").text == "1.50 ▲"
+
+
+def test_efficiency_lengths_of_time_and_memory_and_the_fit_of_cab_beside_them(folder: Any) -> None:
+    folder.certificate("linear", {NS: "certified"})
+    folder.certificate("softmax", {NS: "certified"}, exact=True)
+    for length in (256, 512, 1024, 2048):
+        # Softmax grows with the square, linear with the length: equal in time at 700, in memory at 1,400.
+        for setting, seconds, memory in (
+            ("softmax", length**2 / 700, length**2 / 1400),
+            ("linear", float(length), float(length)),
+        ):
+            folder.cost(setting, NS, length, "time_s", seconds)
+            folder.cost(setting, NS, length, "peak_extra_bytes", memory)
+        folder.cost("linear", NS, length, "ratio", 700 / length, baseline="softmax")
+    book = build_book(read_evidence(folder.path), "cab2023")
+    table = next(table for table in book.sections[0].tables if "efficiency lengths" in table.caption)
+    shown = {
+        (column.title, column.subtitle): cell.text
+        for column, cell in zip(
+            table.columns, next(r for r in table.rows if r.head.text == "linear").cells, strict=True
+        )
+    }
+    assert shown["Faster from", "÷ softmax"] == "700"
+    assert shown["Less memory from", "÷ softmax"] == "1,400"
+    assert shown["CAB's fit, time", "÷ softmax"] == "700"
+    assert shown["CAB's fit, memory", "÷ softmax"] == "1,400"
+    assert "CAB's fit, time" not in str(build_book(read_evidence(folder.path)).sections[0].tables)
