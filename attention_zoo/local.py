@@ -127,10 +127,13 @@ def attend_centres(
     visible = (distance.abs() <= window) & (position[..., None, :] < end)
     logits = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).to(centre.dtype)
     # The lowest finite number, not -inf: a row of -inf alone would be NaN, and so would its gradient.
-    align = torch.softmax(logits.masked_fill(~visible, torch.finfo(logits.dtype).min), dim=-1)
-    weights = F.dropout(align * gaussian(distance, window).masked_fill(~visible, 0.0), dropout)
-    out = (weights.to(v.dtype) @ v).flatten(2, 3)
-    return gather_rows(out, groups.slot)
+    align = torch.softmax(logits.masked_fill_(~visible, torch.finfo(logits.dtype).min), dim=-1)
+    # Clamped where it is not seen: far below, exp is slow.
+    bell = gaussian(distance.clamp(-window, window), window)
+    weights = F.dropout(align * bell, dropout)
+    out = gather_rows((weights.to(v.dtype) @ v).flatten(2, 3), groups.slot)
+    # A window holds a key unless there is none at all.
+    return out if source.count is None else out.masked_fill((source.count == 0).view(-1, 1, 1, 1), 0.0)
 
 
 def window_span(window: int, length_k: int) -> int:

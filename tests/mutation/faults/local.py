@@ -5,8 +5,8 @@ FAULTS = [
     # The Gaussian inside the softmax gives rows that sum to one: not what the paper has.
     (
         "normalised after the Gaussian",
-        "align * gaussian(distance, window).masked_fill(~visible, 0.0)",
-        "F.normalize(align * gaussian(distance, window).masked_fill(~visible, 0.0), p=1, dim=-1)",
+        "F.dropout(align * bell, dropout)",
+        "F.dropout(F.normalize(align * bell, p=1, dim=-1), dropout)",
     ),
     (
         "statistic over the queries",
