@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help leaderboard test lint test-slow test-mutation support benchmark-zoo clean
+.PHONY: help leaderboard test lint test-slow test-mutation support benchmark-zoo benchmark-statistics clean
 
 help:
 	@echo "make leaderboard    the quick protocol: certificates, costs, tasks, page (20 minutes on 2 cores)"
@@ -11,6 +11,7 @@ help:
 	@echo "make lint           ruff and mypy"
 	@echo "make test-slow      tests that take minutes"
 	@echo "make benchmark-zoo  time and memory of every mechanism at 1,024 to 8,192, forward and forward+backward (hours)"
+	@echo "make benchmark-statistics  whether 95 % intervals of time ratios hold the truth (7 minutes)"
 	@echo "make support        certificates of the whole zoo, and the support matrix in README.md"
 	@echo "make test-mutation  a seeded fault or a changed sign in a mechanism must fail its certificate"
 
@@ -44,6 +45,9 @@ support: $(INSTALLED)
 # The folder is shared with the records that stand there already, so that what was cut goes on.
 benchmark-zoo: $(INSTALLED)
 	$(BIN)/cab leaderboard protocol=zoo threads=2 results=results/reference
+
+benchmark-statistics: $(INSTALLED)
+	$(BIN)/python -m cab.measure.calibration results/reference/statistics
 
 clean:
 	rm -rf .venv build dist *.egg-info
