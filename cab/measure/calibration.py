@@ -107,10 +107,9 @@ def main(folder: Path) -> int:
         "environment": {k: v for k, v in describe("cpu").items() if k != "host"},
     }
     (place / "coverage.json").write_text(json.dumps(summary, indent=1, default=str) + "\n", encoding="utf-8")
+    allowed = f"allowed {ALLOWED[0]:.0%} to {ALLOWED[1]:.0%}"
     for case, share in shares.items():
-        print(
-            f"{case}: {share:.1%} of {REPEATS} intervals hold the true ratio (allowed {ALLOWED[0]:.0%} to {ALLOWED[1]:.0%})"
-        )
+        print(f"{case}: {share:.1%} of {REPEATS} intervals hold the true ratio ({allowed})")
     return 0 if all(ALLOWED[0] <= share <= ALLOWED[1] for share in shares.values()) else 1
 
 
