@@ -176,6 +176,8 @@ def t11_incremental(bench: Bench, subject: Subject) -> Iterator[Result]:
     for shape in bench.some_shapes(subject, least=3):
         for prefix, with_mask in ((1, False), (shape[0] // 2, True), (shape[0] - 1, False)):
             _decode(bench, subject, shape, prefix, with_mask, outputs, state_line, kept)
+        if shape == bench.shapes[-1]:  # past the end of a block that is not the first: what is kept of it is added to
+            _decode(bench, subject, shape, shape[0] - 31, True, outputs, state_line, kept, steps=31)
     yield from (outputs.result(), state_line.result(), kept.result())
 
 
@@ -188,6 +190,7 @@ def _decode(
     outputs: Line,
     state_line: Line,
     kept: Line,
+    steps: int = 9,
 ) -> None:
     cross = bench.pattern.is_cross
     x = _decodable(subject.draw(BATCH, *shape, seed=6))
@@ -196,7 +199,7 @@ def _decode(
         if not cross:
             mask[:, prefix:] = False  # what is decoded is no padding
         x = x.masked(mask)
-    last = min(shape[0], prefix + 9)
+    last = min(shape[0], prefix + steps)
     part = x.head(prefix, shape[1] if cross else prefix)
     with torch.no_grad():
         whole = subject.run(x.head(last, shape[1] if cross else last))
