@@ -47,6 +47,7 @@ benchmark-zoo: $(INSTALLED)
 	$(BIN)/cab leaderboard protocol=zoo threads=2 results=results/reference
 
 benchmark-statistics: $(INSTALLED)
+	$(BIN)/python -m cab.measure.isolation_cost results/reference/statistics
 	$(BIN)/python -m cab.measure.calibration results/reference/statistics
 
 clean:

@@ -1,0 +1,48 @@
+"""What a process of its own costs: ``python -m cab.measure.isolation_cost FOLDER`` (``make benchmark-statistics``).
+
+A fork of a server that has imported torch and run no operator, against a fresh interpreter that imports it: seconds
+until the result of an empty function is back. ``isolation.json`` gets every time and the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+from cab.measure.environment import describe, hardware_id
+from cab.measure.isolate import IsolatedRunner
+from cab.records import Status
+
+FORKS, INTERPRETERS = 50, 10
+
+
+def nothing() -> None:
+    """What the children do."""
+
+
+def seconds(*, fresh: bool, calls: int) -> list[float]:
+    """Per call, of the children after the first, which starts the server."""
+    with IsolatedRunner(threads=1, fresh=fresh) as runner:
+        outcomes = [runner.run(nothing) for _ in range(calls + 1)][1:]
+    failed = next((outcome for outcome in outcomes if outcome.status is not Status.OK), None)
+    if failed is not None:
+        raise RuntimeError(f"a process failed: {failed.reason}")
+    return [outcome.duration_s for outcome in outcomes]
+
+
+def main(folder: Path) -> None:
+    """Writes ``isolation.json`` into ``folder/<hardware>``."""
+    place = folder / hardware_id("cpu")
+    place.mkdir(parents=True, exist_ok=True)
+    times = {"fork_s": seconds(fresh=False, calls=FORKS), "interpreter_s": seconds(fresh=True, calls=INTERPRETERS)}
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    environment = {key: value for key, value in describe("cpu").items() if key != "host"}
+    content = {"median": medians, **times, "command": "make benchmark-statistics", "environment": environment}
+    (place / "isolation.json").write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+    print(f"a fork takes {medians['fork_s'] * 1e3:.0f} ms, a fresh interpreter {medians['interpreter_s']:.2f} s")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
