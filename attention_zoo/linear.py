@@ -29,7 +29,7 @@ from torch import Tensor
 
 from attention_zoo.contract import AttentionCore, Card, HeadwiseAttention, Pattern, State, Support
 from attention_zoo.errors import UnknownName
-from attention_zoo.primitives import SCAN_CHUNK, accumulation_dtype, causal_scan, without_autocast
+from attention_zoo.primitives import SCAN_CHUNK, accumulation_dtype, continue_scan, without_autocast
 
 CARD = Card(
     name="linear",
@@ -51,6 +51,8 @@ CARD = Card(
 )
 
 RELU_OFFSET = 1e-3
+BLOCK = 512  # positions whose features are made and used before the next, so that they are still in a CPU's cache
+CACHED = 1 << 20  # features in a block, at most, where batch and heads are many: a few MiB, about the cache of one core
 
 
 def elu_plus_one(x: Tensor) -> Tensor:
@@ -86,6 +88,11 @@ def read(
     return phi_q @ state.s, phi_q @ state.z[..., None]
 
 
+def join(outs: list[Float[Tensor, "B H l Dv"]]) -> Float[Tensor, "B H L Dv"]:
+    """Runs of positions one after the other, laid out with the heads of a position together, as layers merge them."""
+    return torch.cat([out.transpose(1, 2) for out in outs], dim=1).transpose(1, 2)
+
+
 class KernelCore(AttentionCore):
     """Attention with weights phi_q(q_i) . phi_k(k_j) / sum_j phi_q(q_i) . phi_k(k_j); a subclass gives the features.
 
@@ -95,21 +102,60 @@ class KernelCore(AttentionCore):
     num_features: int
     smallest_denominator: ClassVar[float]
 
-    def query_features(self, q: Float[Tensor, "B H L D"]) -> Float[Tensor, "B H L F"]:
-        """phi_q, row by row: no statistic over positions."""
+    def query_features(self, q: Float[Tensor, "B H L D"], first: int) -> Float[Tensor, "B H L F"]:
+        """phi_q, row by row: no statistic over positions. ``first`` is the position of the first row."""
         raise NotImplementedError
 
-    def key_features(self, k: Float[Tensor, "B H L D"]) -> Float[Tensor, "B H L F"]:
-        """phi_k, row by row: no statistic over positions."""
+    def key_features(self, k: Float[Tensor, "B H L D"], first: int) -> Float[Tensor, "B H L F"]:
+        """phi_k, likewise."""
         raise NotImplementedError
 
-    def _keys(self, k: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-        phi_k = self.key_features(k.to(accumulation_dtype(k)))
-        return phi_k if key_padding_mask is None else phi_k.masked_fill(key_padding_mask[:, None, :, None], 0.0)
+    def blocks(self, x: Float[Tensor, "B H L D"]) -> list[slice]:
+        """The positions of x in runs of at most ``BLOCK``, whole chunks of a scan; in one run on a GPU."""
+        batch, heads, length, _ = x.shape
+        chunks = min(BLOCK, CACHED // (batch * heads * self.num_features)) // SCAN_CHUNK
+        size = length if x.is_cuda else max(chunks, 1) * SCAN_CHUNK
+        return [slice(first, min(first + size, length)) for first in range(0, length, size)]
+
+    def _queries(self, q: Tensor, at: slice) -> Tensor:
+        q = q[:, :, at]
+        return self.query_features(q.to(accumulation_dtype(q)), at.start)
+
+    def _keys(self, k: Tensor, v: Tensor, key_padding_mask: Tensor | None, at: slice) -> tuple[Tensor, Tensor]:
+        k = k[:, :, at]
+        phi_k = self.key_features(k.to(accumulation_dtype(k)), at.start)
+        if key_padding_mask is not None:
+            phi_k = phi_k.masked_fill(key_padding_mask[:, None, at, None], 0.0)
+        return phi_k, v[:, :, at].to(phi_k.dtype)
 
     def _divide(self, numerator: Tensor, denominator: Tensor, dtype: torch.dtype) -> Tensor:
         out = (numerator / denominator.clamp(min=self.smallest_denominator)).to(dtype)
         return F.dropout(out, self.dropout, self.training)
+
+    def scan(
+        self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None, *, want_state: bool
+    ) -> tuple[Float[Tensor, "B H L Dv"], KernelState | None]:
+        """The causal form, and the state after the last position where it is wanted."""
+        outs, sums = [], None
+        for at in self.blocks(q):
+            phi_k, values = self._keys(k, v, key_padding_mask, at)
+            more = want_state or at.stop < q.shape[2]
+            numerator, denominator, sums = continue_scan(self._queries(q, at), phi_k, values, sums, more=more)
+            outs.append(self._divide(numerator, denominator, q.dtype))
+        return join(outs), None if sums is None else KernelState(*sums)
+
+    def summary(self, k: Tensor, v: Tensor, key_padding_mask: Tensor | None) -> KernelState:
+        """S and z over all keys."""
+        state = None
+        for at in self.blocks(k):
+            new = summarise(*self._keys(k, v, key_padding_mask, at))
+            state = new if state is None else KernelState(state.s + new.s, state.z + new.z)
+        assert state is not None
+        return state
+
+    def read_all(self, q: Tensor, state: KernelState) -> Float[Tensor, "B H Lq Dv"]:
+        """What each query reads from the same state."""
+        return join([self._divide(*read(self._queries(q, at), state), q.dtype) for at in self.blocks(q)])
 
     def forward(
         self,
@@ -120,11 +166,9 @@ class KernelCore(AttentionCore):
         key_padding_mask: Bool[Tensor, "B Lk"] | None = None,
     ) -> Float[Tensor, "B H Lq Dv"]:
         with without_autocast(q):
-            phi_q, phi_k = self.query_features(q.to(accumulation_dtype(q))), self._keys(k, key_padding_mask)
-            values = v.to(phi_k.dtype)
             if self.pattern is Pattern.CAUSAL_SELF:
-                return self._divide(*causal_scan(phi_q, phi_k, values), q.dtype)
-            return self._divide(*read(phi_q, summarise(phi_k, values)), q.dtype)
+                return self.scan(q, k, v, key_padding_mask, want_state=False)[0]
+            return self.read_all(q, self.summary(k, v, key_padding_mask))
 
     def prefill(
         self,
@@ -135,11 +179,12 @@ class KernelCore(AttentionCore):
         key_padding_mask: Bool[Tensor, "B Lk"] | None = None,
     ) -> tuple[Float[Tensor, "B H Lq Dv"], State]:
         with without_autocast(q):
-            phi_q, phi_k = self.query_features(q.to(accumulation_dtype(q))), self._keys(k, key_padding_mask)
-            values = v.to(phi_k.dtype)
-            state = summarise(phi_k, values)
-            sums = causal_scan(phi_q, phi_k, values) if self.pattern is Pattern.CAUSAL_SELF else read(phi_q, state)
-            return self._divide(*sums, q.dtype), state
+            if self.pattern is Pattern.CAUSAL_SELF:
+                out, state = self.scan(q, k, v, key_padding_mask, want_state=True)
+                assert state is not None
+                return out, state
+            state = self.summary(k, v, key_padding_mask)
+            return self.read_all(q, state), state
 
     def step(
         self,
@@ -150,21 +195,20 @@ class KernelCore(AttentionCore):
     ) -> tuple[Float[Tensor, "B H 1 Dv"], State]:
         assert isinstance(state, KernelState)
         with without_autocast(q):
+            here = slice(0, 1)
             if k is not None and v is not None:
-                phi_k = self._keys(k, None)
-                new = summarise(phi_k, v.to(phi_k.dtype))
+                new = summarise(*self._keys(k, v, None, here))
                 state = KernelState(state.s + new.s, state.z + new.z)
-            return self._divide(*read(self.query_features(q.to(accumulation_dtype(q))), state), q.dtype), state
+            return self._divide(*read(self._queries(q, here), state), q.dtype), state
 
     def flops(self, batch: int, length_q: int, length_k: int) -> int:
         features, width = self.num_features, self.head_dim
         rows = batch * self.num_heads
         if self.pattern is not Pattern.CAUSAL_SELF:
             return 2 * rows * features * (length_k * width + length_q * (width + 1))
-        chunk = min(SCAN_CHUNK, length_q)
-        padded = -(-length_q // chunk) * chunk
-        within = padded * chunk * (features + width)
-        between = padded * features * (2 * width + 1) if padded > chunk else 0
+        chunks = [min(SCAN_CHUNK, length_q - first) for first in range(0, length_q, SCAN_CHUNK)]
+        within = sum(chunk * chunk for chunk in chunks) * (features + width)
+        between = (length_q - chunks[0]) * features * (width + 1) + (length_q - chunks[-1]) * features * width
         return 2 * rows * (within + between)
 
     def state_bytes(self, batch: int, length: int, element_size: int = 4) -> int:
@@ -200,10 +244,10 @@ class LinearCore(KernelCore):
         self.feature_map = feature_map
         self.num_features = head_dim
 
-    def query_features(self, q: Float[Tensor, "B H L D"]) -> Float[Tensor, "B H L D"]:
+    def query_features(self, q: Float[Tensor, "B H L D"], first: int) -> Float[Tensor, "B H L D"]:
         return FEATURE_MAPS[self.feature_map](q)
 
-    def key_features(self, k: Float[Tensor, "B H L D"]) -> Float[Tensor, "B H L D"]:
+    def key_features(self, k: Float[Tensor, "B H L D"], first: int) -> Float[Tensor, "B H L D"]:
         return FEATURE_MAPS[self.feature_map](k)
 
 

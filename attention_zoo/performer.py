@@ -74,7 +74,7 @@ def gaussian_rows(rows: int, width: int, *, orthogonal: bool, generator: torch.G
 
 def project(x: Float[Tensor, "B H L D"], projection: Float[Tensor, "m D"]) -> Float[Tensor, "B H L m"]:
     """w_j . x', with x' = x / D^(1/4), so that two of them carry the 1 / sqrt(D) of the softmax."""
-    return (x * x.shape[-1] ** -0.25) @ projection.to(x.dtype).T
+    return x @ (projection.to(x.dtype) * x.shape[-1] ** -0.25).T
 
 
 def half_square(x: Float[Tensor, "B H L D"]) -> Float[Tensor, "B H L 1"]:
@@ -84,14 +84,14 @@ def half_square(x: Float[Tensor, "B H L D"]) -> Float[Tensor, "B H L 1"]:
 
 def positive_features(k: Float[Tensor, "B H L D"], projection: Float[Tensor, "m D"]) -> Float[Tensor, "B H L m"]:
     """m^(-1/2) exp(w_j . k' - |k'|^2 / 2) (Lemma 1)."""
-    exponent = project(k, projection) - half_square(k)
-    return torch.exp(exponent.clamp(max=LARGEST_EXPONENT)) / math.sqrt(len(projection))
+    exponent = project(k, projection).sub_(half_square(k) + math.log(len(projection)) / 2)
+    return exponent.clamp_(max=LARGEST_EXPONENT).exp_()
 
 
 def scaled_positive_features(q: Float[Tensor, "B H L D"], projection: Float[Tensor, "m D"]) -> Float[Tensor, "B H L m"]:
     """The positive features of each query over their own maximum: |q'|^2 / 2 and all that is large cancel."""
     exponent = project(q, projection)
-    return torch.exp(exponent - exponent.detach().amax(-1, keepdim=True)) / math.sqrt(len(projection))
+    return exponent.sub_(exponent.detach().amax(-1, keepdim=True) + math.log(len(projection)) / 2).exp_()
 
 
 def relu_features(x: Float[Tensor, "B H L D"], projection: Float[Tensor, "m D"]) -> Float[Tensor, "B H L m"]:
@@ -156,10 +156,10 @@ class PerformerCore(linear.KernelCore):
     def set_extra_state(self, state: Tensor) -> None:
         self.seed, self.training_calls = (int(x) for x in state)
 
-    def query_features(self, q: Float[Tensor, "B H L D"]) -> Float[Tensor, "B H L m"]:
+    def query_features(self, q: Float[Tensor, "B H L D"], first: int) -> Float[Tensor, "B H L m"]:
         return (scaled_positive_features if self.kernel == "softmax" else relu_features)(q, self.projection)
 
-    def key_features(self, k: Float[Tensor, "B H L D"]) -> Float[Tensor, "B H L m"]:
+    def key_features(self, k: Float[Tensor, "B H L D"], first: int) -> Float[Tensor, "B H L m"]:
         return (positive_features if self.kernel == "softmax" else relu_features)(k, self.projection)
 
     def forward(

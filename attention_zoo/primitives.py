@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-SCAN_CHUNK = 128  # positions per chunk of a causal scan
+SCAN_CHUNK = 64  # positions per chunk of a causal scan
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
@@ -30,36 +30,98 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+class ScanSums(NamedTuple):
+    """S = sum_j k_j v_j^T and z = sum_j k_j over the positions so far."""
+
+    s: Float[Tensor, "B H F Dv"]
+    z: Float[Tensor, "B H F"]
+
+
 def causal_scan(
     q: Float[Tensor, "B H L F"], k: Float[Tensor, "B H L F"], v: Float[Tensor, "B H L Dv"], *, chunk: int = SCAN_CHUNK
 ) -> tuple[Float[Tensor, "B H L Dv"], Float[Tensor, "B H L 1"]]:
-    """sum_{j <= i} (q_i . k_j) v_j and sum_{j <= i} (q_i . k_j), by matrix products over chunks of the sequence.
+    """sum_{j <= i} (q_i . k_j) v_j and sum_{j <= i} (q_i . k_j), by matrix products over chunks of the sequence."""
+    return continue_scan(q, k, v, None, chunk=chunk, more=False)[:2]
 
-    With S and z the sums of k_j v_j^T and of k_j over all chunks before the one at hand,
 
-        numerator = Q S + tril(Q K^T) V,    denominator = Q z + rowsum(tril(Q K^T)).
+def continue_scan(
+    q: Float[Tensor, "B H L F"],
+    k: Float[Tensor, "B H L F"],
+    v: Float[Tensor, "B H L Dv"],
+    sums: ScanSums | None,
+    *,
+    chunk: int = SCAN_CHUNK,
+    more: bool = True,
+) -> tuple[Float[Tensor, "B H L Dv"], Float[Tensor, "B H L 1"], ScanSums | None]:
+    """:func:`causal_scan` behind the positions whose sums are given, and the sums after it (None unless ``more``).
 
-    S is the exclusive prefix sum of the chunks' own sums (never a difference, which would carry rounding back from the
-    future). All chunks at once: time O(L (chunk + F) (F + Dv)), memory O(L (chunk + F Dv / chunk)); any length.
+    With S and z the sums over all chunks before the one at hand,
+
+        numerator = tril(Q K^T) V + Q S,    denominator = rowsum(tril(Q K^T)) + Q z.
+
+    S and z are added up from the left (never a difference, which would carry rounding back from the future). On a CPU
+    chunk by chunk, since what a chunk needs fits its cache; on a GPU all chunks at once, since there launches cost.
+    Time O(L (chunk + F) (F + Dv)); memory O(L (F + Dv)), and O(L F Dv / chunk) for gradients; any length.
     """
-    length = q.shape[2]
+    scan = _scan_at_once if q.is_cuda else _scan_in_order
+    leading = q.shape[:2]
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    before = None if sums is None else (sums.s.flatten(0, 1), sums.z.flatten(0, 1).unsqueeze(-1))
+    numerator, denominator, after = scan(q, k, v, before, chunk, more)
+    if after is not None:
+        sums = ScanSums(after[0].unflatten(0, leading), after[1].squeeze(-1).unflatten(0, leading))
+    return numerator.unflatten(0, leading), denominator.unflatten(0, leading), sums if more else None
+
+
+_Sums = tuple[Float[Tensor, "N F Dv"], Float[Tensor, "N F 1"]]
+
+
+def _scan_in_order(
+    q: Float[Tensor, "N L F"],
+    k: Float[Tensor, "N L F"],
+    v: Float[Tensor, "N L Dv"],
+    sums: _Sums | None,
+    chunk: int,
+    more: bool,
+) -> tuple[Float[Tensor, "N L Dv"], Float[Tensor, "N L 1"], _Sums | None]:
+    numerators, denominators = [], []
+    parts = list(zip(*(x.split(chunk, dim=1) for x in (q, k, v)), strict=True))
+    for number, (queries, keys, values) in enumerate(parts, start=1):
+        transposed = keys.transpose(1, 2)
+        scores = torch.bmm(queries, transposed).tril_()
+        numerator, denominator = torch.bmm(scores, values), scores.sum(-1, keepdim=True)
+        if sums is not None:
+            numerator = torch.baddbmm(numerator, queries, sums[0])
+            denominator = torch.baddbmm(denominator, queries, sums[1])
+        numerators.append(numerator)
+        denominators.append(denominator)
+        if not more and number == len(parts):
+            sums = None
+        elif sums is None:
+            sums = torch.bmm(transposed, values), keys.sum(1).unsqueeze(-1)
+        else:
+            sums = torch.baddbmm(sums[0], transposed, values), sums[1] + keys.sum(1).unsqueeze(-1)
+    return torch.cat(numerators, dim=1), torch.cat(denominators, dim=1), sums
+
+
+def _scan_at_once(
+    q: Float[Tensor, "N L F"],
+    k: Float[Tensor, "N L F"],
+    v: Float[Tensor, "N L Dv"],
+    sums: _Sums | None,
+    chunk: int,
+    more: bool,
+) -> tuple[Float[Tensor, "N L Dv"], Float[Tensor, "N L 1"], _Sums | None]:
+    length = q.shape[1]
     chunk = min(chunk, length)
-    short = -length % chunk
-    if short:
-        q, k, v = (F.pad(x, (0, 0, 0, short)) for x in (q, k, v))
-    q, k, v = (x.unflatten(2, (-1, chunk)) for x in (q, k, v))
-    scores = (q @ k.transpose(-2, -1)).tril()
-    numerator, denominator = scores @ v, scores.sum(-1, keepdim=True)
-    if q.shape[2] > 1:
-        before_kv = _exclusive_cumsum(k.transpose(-2, -1) @ v)
-        before_k = _exclusive_cumsum(k.sum(-2, keepdim=True))
-        numerator = numerator + q @ before_kv
-        denominator = denominator + q @ before_k.transpose(-2, -1)
-    return numerator.flatten(2, 3)[:, :, :length], denominator.flatten(2, 3)[:, :, :length]
-
-
-def _exclusive_cumsum(x: Float[Tensor, "B H N *rest"]) -> Float[Tensor, "B H N *rest"]:
-    return F.pad(x[:, :, :-1].cumsum(2), (0, 0, 0, 0, 1, 0))
+    q, k, v = (F.pad(x, (0, 0, 0, -length % chunk)).unflatten(1, (-1, chunk)) for x in (q, k, v))
+    scores = (q @ k.transpose(-2, -1)).tril_()
+    added = k.transpose(-2, -1) @ v, k.sum(-2).unsqueeze(-1)
+    first = tuple(torch.zeros_like(x[:, 0]) for x in added) if sums is None else sums
+    s, z = (torch.cat((start[:, None], x), dim=1).cumsum(1) for start, x in zip(first, added, strict=True))
+    numerator = (scores @ v + q @ s[:, :-1]).flatten(1, 2)[:, :length]
+    denominator = (scores.sum(-1, keepdim=True) + q @ z[:, :-1]).flatten(1, 2)[:, :length]
+    return numerator, denominator, (s[:, -1], z[:, -1]) if more else None
 
 
 def gather_rows(x: Float[Tensor, "*n L D"], index: Int64[Tensor, "*n *m"]) -> Float[Tensor, "*n *m D"]:

@@ -1,3 +1,5 @@
+import importlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -64,6 +66,26 @@ def test_padding_equals_trimming(pattern):
     padded = core(q, k, v, key_padding_mask=mask)[:, :, :7]
     # Two chunk lengths of one sum: rounding only.
     torch.testing.assert_close(padded, core(q[:, :, :7], k[:, :, :7], v[:, :, :7]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("pattern", Pattern)
+@pytest.mark.parametrize("name", ["linear", "performer", "cosformer"])
+def test_blocks_of_positions_change_nothing(assert_agreement, assert_steps_match, monkeypatch, name, pattern):
+    monkeypatch.setattr(linear, "BLOCK", 64)  # one chunk: 150 queries make three blocks, 70 keys two
+    core = build_core(name, 2, 4, pattern, max_length=150)
+    assert len(core.blocks(torch.empty(3, 2, 150, 4))) == 3
+    dense = importlib.import_module(f"attention_zoo.reference.{name}")
+    assert_agreement(core, dense, 150, 70, padded=True, scale=0.5)
+    if pattern in CAUSAL:
+        assert_steps_match(core, prefix=130, length_k=70)
+
+
+def test_many_heads_make_smaller_blocks():
+    core = build_core("linear", 2, 64, "noncausal_self", max_length=1024)
+    assert core.blocks(torch.empty(1, 2, 1024, 64, device="meta"))[0] == slice(0, linear.BLOCK)
+    many = core.blocks(torch.empty(64, 2, 1024, 64, device="meta"))
+    assert many[0] == slice(0, linear.CACHED // (64 * 2 * 64))
+    assert many[-1].stop == 1024
 
 
 def test_half_precision_does_not_overflow_and_keeps_its_dtype():

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention_zoo.primitives import accumulation_dtype, causal_scan, without_autocast
+from attention_zoo import primitives
+from attention_zoo.primitives import accumulation_dtype, causal_scan, continue_scan, without_autocast
 
 
 def _quadratic(q, k, v):
@@ -26,6 +27,47 @@ def test_any_length_and_chunk_give_the_quadratic_form_and_its_gradients(length, 
     grads = [torch.autograd.grad((x * a).sum() + (y * b).sum(), (q, k, v)) for x, y in (ours, theirs)]
     for mine, other in zip(*grads, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("scan", ["_scan_in_order", "_scan_at_once"])
+@settings(max_examples=20, deadline=None)
+@given(
+    length=st.integers(1, 40),
+    cut=st.integers(1, 40),
+    chunk=st.integers(1, 20),
+    more=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_both_orders_carry_their_sums_on(scan, length, cut, chunk, more, seed):
+    # A GPU takes all chunks at once; the code is the same on a CPU.
+    torch.manual_seed(seed)
+    q, k, v = (torch.randn(3, length + cut, d, dtype=torch.float64, requires_grad=True) for d in (4, 4, 5))
+    whole = _quadratic(q[:, None], k[:, None], v[:, None])
+    heads, tails = ([x[:, :length] for x in (q, k, v)], [x[:, length:] for x in (q, k, v)])
+    first = getattr(primitives, scan)(*heads, None, chunk, True)
+    second = getattr(primitives, scan)(*tails, first[2], chunk, more)
+    for part, other in zip(zip(first[:2], second[:2], strict=True), whole, strict=True):
+        torch.testing.assert_close(torch.cat(part, dim=1), other[:, 0], rtol=1e-11, atol=1e-11)
+    if more:
+        torch.testing.assert_close(second[2][0], k.transpose(1, 2) @ v, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(second[2][1][..., 0], k.sum(1), rtol=1e-11, atol=1e-11)
+    else:
+        assert second[2] is None
+    a = torch.randn_like(whole[0][:, 0])
+    grads = [
+        torch.autograd.grad((x * a).sum(), (q, k, v), retain_graph=True)
+        for x in (torch.cat((first[0], second[0]), dim=1), whole[0][:, 0])
+    ]
+    for mine, other in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-11)
+
+
+def test_a_scan_that_ends_computes_no_more_sums():
+    q, k, v = torch.randn(3, 1, 2, 9, 4)
+    assert continue_scan(q, k, v, None, more=False)[2] is None
+    s, z = continue_scan(q, k, v, None)[2]
+    torch.testing.assert_close(s, k.transpose(-2, -1) @ v)
+    torch.testing.assert_close(z, k.sum(-2))
 
 
 @pytest.mark.parametrize("t", [0, 7, 8, 20])
