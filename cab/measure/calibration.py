@@ -114,4 +114,6 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    from cab.measure import calibration  # children find what they run by its module's name, not in __main__
+
+    sys.exit(calibration.main(Path(sys.argv[1])))
