@@ -5,7 +5,8 @@
     phi(x) = elu(x) + 1                                                                                      (eq. 7)
 
 with no 1/sqrt(D). Time O(L D^2), memory O(L D); the causal form is a scan over chunks, and decodes from a state
-(S, z) of constant size. A padded key is taken out of the sums after the feature map, because phi(0) = 1.
+(S, z) of constant size. Features are made and used in blocks of positions, which a CPU's cache holds. A padded key is
+taken out of the sums after the feature map, because phi(0) = 1.
 
 Published: noncausal and causal self attention. Our extension: both cross patterns, where S and z are sums over the
 whole source and each query reads them alone; in the causal cross pattern they are the decoding state. ``relu`` as
