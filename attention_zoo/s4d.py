@@ -22,8 +22,8 @@ the sequence the convolution is a Toeplitz matrix of each channel; across chunks
 
     y_chunk = T u_chunk + 2 Re C' z^(i+1) x_before,    x_before the scan of the chunks' own states with z^chunk,
 
-all as matrix products, with a scan over pairs of chunks. An FFT would carry rounding of the future into the past, and
-is slower here. Time O(L d (chunk + N)), memory O(L d (1 + N / chunk)); decoding from N/2 complex numbers a channel.
+all as matrix products, with a scan over pairs of chunks. An FFT would carry rounding of the future into the past.
+Time O(L d (chunk + N)), memory O(L d (1 + N / chunk)); decoding from N/2 complex numbers a channel.
 
 A padded position is a zero input in its place: padding behind a sequence equals cutting it off, and distances across
 padding within a sequence count its positions. ``num_heads`` does not enter, since each channel has its own state space.
