@@ -16,22 +16,31 @@ with s = D^-1/2 and m_ij the number of rounds in which i and j share a cluster. 
 many rounds tend to a collision-weighted softmax; ``correct_duplicates`` puts min(m_ij, 1) in its place, which tends to
 softmax.
 
-With C = ceil(Lq / cluster_size): time O(R (L log L + Lq (Lk / C) D)), memory O(R Lq Lk / C).
+With C = ceil(Lq / cluster_size): time O(R (L log L + Lq (Lk / C) D)), memory O(R L D).
 
 Published: noncausal self and cross (the authors' BigGAN has Lq = 4 Lk). Pieces differ by one where C does not divide.
 Padded tokens are in no norm, no piece and no count; a padded query reads the last piece. A sample with fewer keys than
 C shares each key among neighbouring pieces of queries.
 
-Our extensions. Both are *key-anchored*: no statistic over queries, so that a query's output does not depend on others.
-Each query is scaled to the keys' bound, F(q M_K / ||q||), which leaves its ranking of the keys as it is; the n keys are
+Our extensions are *key-anchored*: no statistic over queries, so that a query's output does not depend on others. With
+the mean kbar of a source's n keys and kappa^2 = mean ||k - kbar||^2,
+
+    F(q) = kappa q / ||q||,    G(k) = k - kbar,    h_r(x) = a_r . x        (the first D entries of a_r)
+
+neither of which changes the ranking of the keys for a query: kbar adds the same to all its logits. The sorted keys are
 cut into ceil(n / cluster_size) equal pieces, and a query joins the piece whose interval of hashes holds its own hash,
-the borders lying half-way between neighbouring keys.
+the borders lying half-way between neighbouring keys. The coordinates of S are left out: they move all keys away from
+all queries, by about a_r S, which sorting the two apart undoes but borders between keys do not.
 
 * causal cross: the anchored form over the whole source.
-* causal self, strict: chunks of w = ``cluster_size`` positions. A query t sees its own chunk up to itself, densely and
-  in every round, and completed chunks by the anchored form, in blocks of n = w, 2w, 4w, ... positions: wherever
-  floor(t / n) is odd, the n keys before position n floor(t / n) are one source. These sources are disjoint and cover
-  all completed chunks; each is hashed once, with its own M_K, and time stays O(R L (log L)^2).
+* causal self, strict. Positions are cut into chunks of w = ``cluster_size``. A query sees its own chunk up to itself,
+  densely, and in each round one piece of one source of completed chunks. The query in chunk c > 0 has K = floor(log2 c)
+  + 1 sources: for n = 1, 2, 4, ..., 2^(K-1), the n chunks before chunk n floor(c / n). Together they are all of its
+  past. In round r, head g visits that with n = 2^(K - 1 - (r + g) mod K): the longest reaches back to the beginning,
+  K rounds visit all, and of what one head leaves out with fewer rounds another sees some. Each source belongs to n
+  chunks of queries, so that a round costs one piece of keys per query, and the keys are sorted once a round. In the
+  published counting, a source is visited in R / K rounds on average, and so often, but at least once, the own chunk
+  counts.
 
 Source: G. Daras, N. Kitaev, A. Odena, A. G. Dimakis, "SMYRF: Efficient Attention using Asymmetric Clustering",
 NeurIPS 2020, arXiv:2010.05315. Defaults: those of the authors' BigGAN command line (4 rounds, clusters of 32); their
@@ -41,6 +50,7 @@ language configuration has 8 rounds.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -52,12 +62,12 @@ from attention_zoo.contract import AttentionCore, Card, Collapse, HeadwiseAttent
 from attention_zoo.primitives import (
     accumulation_dtype,
     attention_with_lse,
-    count_shared_rounds,
     frozen_normal,
     gather_rows,
     group_into_blocks,
     invert_permutation,
-    merge_by_lse,
+    merge_rounds,
+    met_before,
     without_autocast,
 )
 
@@ -83,37 +93,60 @@ CARD = Card(
 
 
 class Clusters(NamedTuple):
-    """Who meets whom, per round: P blocks of m queries and l keys; ``*n`` is ``B H`` or ``B H G`` (G sources)."""
+    """Who meets whom, per round: P blocks of m queries and l keys."""
 
-    query: Int64[Tensor, "*n R P m"]
-    key: Int64[Tensor, "*n R P l"]
-    key_visible: Bool[Tensor, "*#n #R P l"] | None
-    slot: Int64[Tensor, "*n R Lq"]  # where, among the P m places, the query is
-    query_piece: Int64[Tensor, "*n R Lq"]
-    key_piece: Int64[Tensor, "*n R Lk"]  # -1 for padding
-
-
-def transform_queries(q: Float[Tensor, "*n L D"], s2: Float[Tensor, "*n 1 1"]) -> Float[Tensor, "*n L D+2"]:
-    """F(q) = [q ; 0 ; sqrt(S^2 - ||q||^2)]; rounding below zero is cut off."""
-    rest = (s2 - q.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
-    return torch.cat([q, torch.zeros_like(rest), rest], dim=-1)
+    query: Int64[Tensor, "R B H P m"]
+    key: Int64[Tensor, "R B H P l"]
+    key_visible: Bool[Tensor, "R B H P l"] | None
+    slot: Int64[Tensor, "R B H Lq"]  # where, among the P m places, the query is
+    query_piece: Int64[Tensor, "R B H Lq"]
+    key_piece: Int64[Tensor, "R B H Lk"]  # -1 for padding
 
 
-def transform_keys(k: Float[Tensor, "*n L D"], s2: Float[Tensor, "*n 1 1"]) -> Float[Tensor, "*n L D+2"]:
-    """G(k) = [k ; sqrt(S^2 - ||k||^2) ; 0]; rounding below zero (or of padding above the bound) is cut off."""
-    rest = (s2 - k.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
-    return torch.cat([k, rest, torch.zeros_like(rest)], dim=-1)
+class Sources(NamedTuple):
+    """What the queries of each chunk visit in the causal self form; ``H`` differ, samples do not."""
+
+    start: Int64[Tensor, "R 1 H C"]  # the first chunk that visits the same source
+    chunks: Int64[Tensor, "R 1 H C"]  # n: of the source, and of those that visit it; 0 where there is no past
+    source_count: Int64[Tensor, " C"]  # K
+
+
+def hash_queries(
+    q: Float[Tensor, "B H L D"], hashes: Float[Tensor, "H R D+2"], s2: Float[Tensor, "B H 1 1"]
+) -> Float[Tensor, "R B H L"]:
+    """a . F(q) with F(q) = [q ; 0 ; sqrt(S^2 - ||q||^2)]; rounding below zero is cut off."""
+    return _project(q, hashes[..., :-2]) + hashes[..., -1].T[:, None, :, None] * _rest(q, s2)
+
+
+def hash_keys(
+    k: Float[Tensor, "B H L D"], hashes: Float[Tensor, "H R D+2"], s2: Float[Tensor, "B H 1 1"]
+) -> Float[Tensor, "R B H L"]:
+    """a . G(k) with G(k) = [k ; sqrt(S^2 - ||k||^2) ; 0]; rounding below zero (or of padding) is cut off."""
+    return _project(k, hashes[..., :-2]) + hashes[..., -2].T[:, None, :, None] * _rest(k, s2)
+
+
+def _project(x: Float[Tensor, "B H L D"], a: Float[Tensor, "H R D"]) -> Float[Tensor, "R B H L"]:
+    return (a @ x.transpose(-2, -1)).permute(2, 0, 1, 3).contiguous()
+
+
+def _project_unit(x: Float[Tensor, "B H L D"], a: Float[Tensor, "H R D"]) -> Float[Tensor, "R B H L"]:
+    """a . x / ||x||, 0 for x = 0."""
+    return _project(x, a) / torch.linalg.vector_norm(x, dim=-1).clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def _rest(x: Float[Tensor, "B H L D"], s2: Float[Tensor, "B H 1 1"]) -> Float[Tensor, "B H L"]:
+    return (s2[..., 0] - torch.linalg.vector_norm(x, dim=-1).square()).clamp(min=0).sqrt()
 
 
 def largest_square(x: Float[Tensor, "*n L D"], valid: Bool[Tensor, "*#n L"] | None) -> Float[Tensor, "*n 1 1"]:
     """M^2 = max ||x||^2 over the valid tokens, 0 where there is none."""
-    squares = x.square().sum(-1)
+    squares = torch.linalg.vector_norm(x, dim=-1).square()
     if valid is not None:
         squares = squares.masked_fill(~valid, 0.0)
     return squares.amax(-1)[..., None, None]
 
 
-def count_valid(hashes: Float[Tensor, "*n R L"], valid: Bool[Tensor, "*#n 1 L"] | None) -> Int64[Tensor, "*#n 1 1"]:
+def count_valid(hashes: Float[Tensor, "*n R L"], valid: Bool[Tensor, "*#n 1 L"] | None) -> Int64[Tensor, "#*n 1"]:
     if valid is None:
         return torch.full((1,) * hashes.ndim, hashes.shape[-1], device=hashes.device)
     return valid.sum(-1, keepdim=True)
@@ -127,10 +160,10 @@ def piece_of_rank(
 
 
 def keys_of_pieces(
-    order: Int64[Tensor, "*n R Lk"],
+    order: Int64[Tensor, "R B H Lk"],
     piece: Int64[Tensor, "*#n #R P"],
-    count: Int64[Tensor, "*#n 1 1"],
-    pieces: Int64[Tensor, "*#n 1 1"],
+    count: Int64[Tensor, "#*n 1"],
+    pieces: Int64[Tensor, "#*n 1"],
     width: int,
 ) -> tuple[Int64[Tensor, "*n R P l"], Bool[Tensor, "*#n #R P l"]]:
     """The keys of ranks floor(c n / C) .. floor((c + 1) n / C) - 1 for the piece c of each block, and which exist."""
@@ -141,18 +174,18 @@ def keys_of_pieces(
 
 
 def pieces_of_keys(
-    order: Int64[Tensor, "*n R Lk"], count: Int64[Tensor, "*#n 1 1"], pieces: Int64[Tensor, "*#n 1 1"]
-) -> Int64[Tensor, "*n R Lk"]:
+    order: Int64[Tensor, "R B H Lk"], count: Int64[Tensor, "#*n 1"], pieces: Int64[Tensor, "#*n 1"]
+) -> Int64[Tensor, "R B H Lk"]:
     rank = torch.arange(order.shape[-1], device=order.device)
     piece = torch.where(rank < count, piece_of_rank(rank, count, pieces), -1)
     return torch.empty_like(order).scatter_(-1, order, piece.expand_as(order))
 
 
 def balanced_clusters(
-    query_hash: Float[Tensor, "*n R Lq"],
-    key_hash: Float[Tensor, "*n R Lk"],
-    query_valid: Bool[Tensor, "*#n 1 Lq"] | None,
-    key_valid: Bool[Tensor, "*#n 1 Lk"] | None,
+    query_hash: Float[Tensor, "R B H Lq"],
+    key_hash: Float[Tensor, "R B H Lk"],
+    query_valid: Bool[Tensor, "B 1 Lq"] | None,
+    key_valid: Bool[Tensor, "B 1 Lk"] | None,
     cluster_size: int,
 ) -> Clusters:
     """Sorts queries and keys by their hashes and cuts both into C pieces (the published form)."""
@@ -181,7 +214,7 @@ def balanced_clusters(
     return Clusters(
         query.unflatten(-1, (blocks, width)),
         key,
-        None if key_valid is None and length_k % most == 0 else visible,
+        None if key_valid is None and length_k % most == 0 else visible.expand_as(key),
         slot,
         (piece * key_pieces // pieces).expand_as(slot).gather(-1, rank_of_query),
         pieces_of_keys(order, keys, key_pieces),
@@ -193,9 +226,9 @@ def sort_valid_first(hashes: Float[Tensor, "*n R L"], valid: Bool[Tensor, "*#n 1
 
 
 def anchored_clusters(
-    query_hash: Float[Tensor, "*n R Lq"],
-    key_hash: Float[Tensor, "*n R Lk"],
-    key_valid: Bool[Tensor, "*#n 1 Lk"] | None,
+    query_hash: Float[Tensor, "R B H Lq"],
+    key_hash: Float[Tensor, "R B H Lk"],
+    key_valid: Bool[Tensor, "B 1 Lk"] | None,
     cluster_size: int,
 ) -> Clusters:
     """Cuts the keys into equal pieces; each query joins the piece in whose interval its hash lies (our extension)."""
@@ -204,14 +237,117 @@ def anchored_clusters(
     pieces = ((keys + cluster_size - 1) // cluster_size).clamp(min=1)
     order = sort_valid_first(key_hash, key_valid)
     number = torch.arange(1, math.ceil(length_k / cluster_size), device=order.device)
-    first = (number * keys // pieces).expand(*order.shape[:-1], -1).clamp(max=length_k - 1)
-    ascending = key_hash.gather(-1, order)
-    border = (ascending.gather(-1, (first - 1).clamp(min=0)) + ascending.gather(-1, first)) / 2
+    border = borders(key_hash.gather(-1, order), (number * keys // pieces).expand(*order.shape[:-1], -1))
     border = border.masked_fill(number >= pieces, torch.inf)
     query_piece = torch.searchsorted(border, query_hash.contiguous(), right=True)
-    groups = group_into_blocks(query_piece, len(number) + 1, min(cluster_size, length_q))
+    groups = group_into_blocks(query_piece, len(number) + 1, min(block_size(cluster_size), length_q), trim=True)
     key, visible = keys_of_pieces(order, groups.group, keys, pieces, min(cluster_size, length_k))
-    return Clusters(groups.item, key, visible, groups.slot, query_piece, pieces_of_keys(order, keys, pieces))
+    return Clusters(
+        groups.item, key, visible.expand_as(key), groups.slot, query_piece, pieces_of_keys(order, keys, pieces)
+    )
+
+
+def borders(ascending: Float[Tensor, "*n L"], first: Int64[Tensor, "*n C"]) -> Float[Tensor, "*n C"]:
+    """Half-way between the sorted hashes of ranks first - 1 and first."""
+    low, high = (first - 1).clamp(min=0), first.clamp(max=ascending.shape[-1] - 1)
+    return (ascending.gather(-1, low) + ascending.gather(-1, high)) / 2
+
+
+def block_size(cluster_size: int) -> int:
+    """Queries are laid out in blocks of 5/4 of a cluster: pieces with about as many as expected fill one each."""
+    return cluster_size + cluster_size // 4
+
+
+def past_sources(length: int, cluster_size: int, rounds: int, heads: int, device: torch.device) -> Sources:
+    """The source of each chunk, for as many chunks as the last source is visited by (some may be past the end)."""
+    last = max(math.ceil(length / cluster_size) - 1, 0)
+    chunk = torch.arange(1 << last.bit_length(), device=device)
+    powers = torch.tensor([1 << level for level in range(last.bit_length())], dtype=chunk.dtype, device=device)
+    count = (chunk[:, None] >= powers).sum(-1)
+    turn = torch.arange(rounds, device=device)[:, None, None, None] + torch.arange(heads, device=device)[:, None]
+    level = count - 1 - turn % count.clamp(min=1)
+    chunks = torch.where(count > 0, torch.ones_like(level) << level.clamp(min=0), 0)
+    return Sources(chunk // chunks.clamp(min=1) * chunks.clamp(min=1), chunks, count)
+
+
+def source_totals(x: Float[Tensor, "#R B H L"], sources: Sources, cluster_size: int) -> Float[Tensor, "R B H C"]:
+    """For each chunk, the sum of x over the positions of its source."""
+    return source_sums(x[..., None], sources, cluster_size)[..., 0]
+
+
+def source_sums(x: Float[Tensor, "#R B H L D"], sources: Sources, cluster_size: int) -> Float[Tensor, "R B H C D"]:
+    """For each chunk, the sum of x over the positions of its source: one difference of sums over whole chunks."""
+    chunks = sources.start.shape[-1]
+    short = chunks * cluster_size - x.shape[-2]
+    by_chunk = F.pad(x, (0, 0, 0, max(short, 0))).unflatten(-2, (-1, cluster_size)).sum(-2)
+    before = F.pad(by_chunk, (0, 0, 1, 0)).cumsum(-2).expand(len(sources.start), -1, -1, -1, -1)
+    end = sources.start.expand(*before.shape[:3], -1)
+    first = (end - sources.chunks).clamp(min=0)
+    wide = (*end.shape, x.shape[-1])
+    return before.gather(-2, end[..., None].expand(wide)) - before.gather(-2, first[..., None].expand(wide))
+
+
+def past_clusters(
+    query_direction: Float[Tensor, "R B H L"],
+    key_hash: Float[Tensor, "R B H L"],
+    kappa: Float[Tensor, "R B H C"],
+    mean_hash: Float[Tensor, "R B H C"],
+    key_valid: Bool[Tensor, "B 1 L"] | None,
+    sources: Sources,
+    cluster_size: int,
+) -> Clusters:
+    """The anchored form on every source of every round at once.
+
+    A source of n chunks has the n chunks of *places* of those that visit it, and is cut there into pieces, which are
+    numbered as the chunks of places are. ``key_piece`` is that of the places: a key has one in each of its sources.
+    """
+    (rounds, batch, heads, length), chunks = key_hash.shape, sources.start.shape[-1]
+    start, size = (x.expand(-1, batch, -1, -1) for x in (sources.start, sources.chunks))
+    of_chunk = torch.arange(length, device=start.device) // cluster_size
+
+    place = torch.arange(chunks * cluster_size, device=start.device)
+    position = place - size.repeat_interleave(cluster_size, -1) * cluster_size
+    exists = (size > 0).repeat_interleave(cluster_size, -1) & (position < length)
+    position = position.clamp(0, length - 1)
+    if key_valid is not None:
+        exists = exists & key_valid.expand(rounds, batch, heads, length).gather(-1, position)
+    hashes = key_hash.gather(-1, position).masked_fill(~exists, torch.inf)
+    ascending = hashes.argsort(dim=-1, stable=True)
+    source = start.repeat_interleave(cluster_size, -1)
+    order = ascending.gather(-1, source.gather(-1, ascending).argsort(dim=-1, stable=True))
+
+    by_chunk = exists.unflatten(-1, (-1, cluster_size)).sum(-1)
+    count = torch.zeros_like(by_chunk).scatter_add_(-1, start, by_chunk).gather(-1, start)
+    pieces = ((count + cluster_size - 1) // cluster_size).clamp(min=1)
+    piece = torch.arange(chunks, device=start.device) - start
+    first, end = (start * cluster_size + torch.minimum(n, pieces) * count // pieces for n in (piece, piece + 1))
+
+    border = borders(hashes.gather(-1, order), first).masked_fill(piece >= pieces, torch.inf)
+    low = start[..., of_chunk]
+    beyond = low + size[..., of_chunk]
+    query_hash = kappa[..., of_chunk] * query_direction + mean_hash[..., of_chunk]
+    step = chunks // 4
+    found = low
+    while step:
+        higher = found + step
+        ahead = border.gather(-1, higher.clamp(max=chunks - 1)) <= query_hash
+        found = torch.where((higher < beyond) & ahead, higher, found)
+        step //= 2
+
+    groups = group_into_blocks(found, chunks, min(block_size(cluster_size), length), trim=True)
+    rank = first.gather(-1, groups.group)[..., None] + torch.arange(cluster_size, device=start.device)
+    key = position.gather(-1, order).gather(-1, rank.clamp(max=len(place) - 1).flatten(-2)).view_as(rank)
+    rank_in_source = place - source * cluster_size
+    counts, cut = (x.repeat_interleave(cluster_size, -1) for x in (count, pieces))
+    piece_at = torch.where(rank_in_source < counts, source + piece_of_rank(rank_in_source, counts, cut), -1)
+    return Clusters(
+        groups.item,
+        key,
+        rank < end.gather(-1, groups.group)[..., None],
+        groups.slot,
+        found,
+        torch.empty_like(order).scatter_(-1, order, piece_at),
+    )
 
 
 class SmyrfCore(AttentionCore):
@@ -261,9 +397,9 @@ class SmyrfCore(AttentionCore):
         if self.pattern is Pattern.CAUSAL_SELF:
             out = self._attend_past(q, k, v, key_valid)
         elif self.pattern is Pattern.CAUSAL_CROSS:
-            out, _ = self._attend(q, k, v, self._anchored(q, k, key_valid))
+            out = self._attend(q, k, v, self._anchored(q, k, key_valid))
         else:
-            out, _ = self._attend(q, k, v, self._balanced(q, k, key_valid))
+            out = self._attend(q, k, v, self._balanced(q, k, key_valid))
         return out.to(v.dtype)
 
     @torch.no_grad()
@@ -271,71 +407,100 @@ class SmyrfCore(AttentionCore):
         q, k = q.to(accumulation_dtype(q)), k.to(accumulation_dtype(k))
         query_valid = None if self.pattern.is_cross else key_valid
         s2 = largest_square(q, query_valid) + largest_square(k, key_valid)
-        return balanced_clusters(
-            self._hash(transform_queries(q, s2)),
-            self._hash(transform_keys(k, s2)),
-            None if query_valid is None else query_valid[..., None, :],
-            None if key_valid is None else key_valid[..., None, :],
-            self.cluster_size,
-        )
+        hashes = self.hashes.to(q.dtype)
+        with without_autocast(q):
+            of_queries, of_keys = hash_queries(q, hashes, s2), hash_keys(k, hashes, s2)
+        return balanced_clusters(of_queries, of_keys, query_valid, key_valid, self.cluster_size)
 
     @torch.no_grad()
     def _anchored(self, q: Tensor, k: Tensor, key_valid: Tensor | None) -> Clusters:
         q, k = q.to(accumulation_dtype(q)), k.to(accumulation_dtype(k))
-        mk2 = largest_square(k, key_valid)
-        return anchored_clusters(
-            self._hash(transform_queries(F.normalize(q, dim=-1) * mk2.sqrt(), 2 * mk2)),
-            self._hash(transform_keys(k, 2 * mk2)),
-            None if key_valid is None else key_valid[..., None, :],
-            self.cluster_size,
-        )
-
-    def _hash(self, x: Float[Tensor, "B H *G L D+2"]) -> Float[Tensor, "B H *G R L"]:
-        projections = self.hashes.to(x.dtype).view(self.num_heads, *(1,) * (x.ndim - 4), self.rounds, -1)
-        with without_autocast(x):
-            return projections @ x.transpose(-2, -1)
+        hashes = self.hashes[..., :-2].to(q.dtype)
+        valid = k.new_ones(1, 1, k.shape[2]) if key_valid is None else key_valid.to(k.dtype)
+        share = valid / valid.sum(-1, keepdim=True).clamp(min=1)
+        present = k if key_valid is None else k.masked_fill(~key_valid[..., None], 0.0)
+        centred = present - (share[..., None] * present).sum(-2, keepdim=True)
+        kappa = (share * torch.linalg.vector_norm(centred, dim=-1).square()).sum(-1, keepdim=True).sqrt()
+        with without_autocast(q):
+            of_queries, of_keys = kappa * _project_unit(q, hashes), _project(centred, hashes)
+        return anchored_clusters(of_queries, of_keys, key_valid, self.cluster_size)
 
     def _attend(
-        self, q: Float[Tensor, "*n Lq D"], k: Float[Tensor, "*n Lk D"], v: Float[Tensor, "*n Lk Dv"], clusters: Clusters
-    ) -> tuple[Float[Tensor, "*n Lq Dv"], Float[Tensor, "*n Lq"]]:
+        self, q: Float[Tensor, "B H Lq D"], k: Float[Tensor, "B H Lk D"], v: Float[Tensor, "B H Lk Dv"], met: Clusters
+    ) -> Float[Tensor, "B H Lq Dv"]:
         """Softmax inside each cluster, then the merge of the rounds."""
-        met = None
-        if self.correct_duplicates and self.rounds > 1:
-            met = count_shared_rounds([clusters.query_piece], clusters.key_piece, clusters.query, clusters.key)
+
+        def ids(earlier: int, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+            pieces = ((met.query_piece[earlier], query), (met.key_piece[earlier], key))
+            of_queries, of_keys = (piece.gather(-1, at.flatten(-2)).view_as(at) for piece, at in pieces)
+            return of_queries, of_keys
+
+        found = [self._attend_round(q, k, v, met, r, ids) for r in range(self.rounds)]
+        return merge_rounds([out for out, _ in found], [lse for _, lse in found], list(met.slot))[0]
+
+    def _attend_round(
+        self, q: Tensor, k: Tensor, v: Tensor, met: Clusters, r: int, ids: Callable[..., tuple[Tensor, Tensor]]
+    ) -> tuple[Float[Tensor, "B H P*m Dv"], Float[Tensor, "B H P*m"]]:
+        query, key = met.query[r], met.key[r]
+        visible = None if met.key_visible is None else met.key_visible[r][..., None, :]
+        if self.correct_duplicates and r > 0:
+            of_queries, of_keys = zip(*(ids(earlier, query, key) for earlier in range(r)), strict=True)
+            new = ~met_before(of_queries, of_keys)
+            visible = new if visible is None else visible & new
         out, lse = attention_with_lse(
-            gather_rows(q, clusters.query),
-            gather_rows(k, clusters.key),
-            gather_rows(v, clusters.key),
+            gather_rows(q, query),
+            gather_rows(k, key),
+            gather_rows(v, key),
             scale=self.head_dim**-0.5,
-            visible=None if clusters.key_visible is None else clusters.key_visible[..., None, :],
-            divisor=met,
+            visible=visible,
             dropout=self.dropout if self.training else 0.0,
         )
-        out = gather_rows(out.flatten(-3, -2), clusters.slot)
-        return merge_by_lse(out, lse.flatten(-2).gather(-1, clusters.slot), dim=-2)
+        return out.flatten(-3, -2), lse.flatten(-2)
 
     def _attend_past(self, q: Tensor, k: Tensor, v: Tensor, key_valid: Tensor | None) -> Float[Tensor, "B H L Dv"]:
-        """Strictly causal: the own chunk densely, completed chunks by anchored clusters of 1, 2, 4, ... chunks."""
+        """Strictly causal: the own chunk densely, completed chunks by one piece of one source a round."""
         length = q.shape[2]
-        parts = [self._attend_chunk(q, k, v, key_valid)]
-        block = self.cluster_size
-        while block < length:
-            sources = math.ceil((length - block) / (2 * block))
-            first = 2 * block * torch.arange(sources, device=q.device)[:, None]
-            of_key = first + torch.arange(block, device=q.device)
-            of_query = (of_key + block).clamp(max=length - 1)
-            q_, k_, v_ = q[:, :, of_query], k[:, :, of_key], v[:, :, of_key]
-            clusters = self._anchored(q_, k_, None if key_valid is None else key_valid[..., of_key])
-            out, lse = self._attend(q_, k_, v_, clusters)
-            parts.append((every_second_block(out, length, 0.0), every_second_block(lse, length, -torch.inf)))
-            block *= 2
-        out, lse = (torch.stack(part) for part in zip(*parts, strict=True))
-        return merge_by_lse(out, lse, dim=0)[0]
+        sources = past_sources(length, self.cluster_size, self.rounds, self.num_heads, q.device)
+        own, own_lse = self._attend_chunk(q, k, v, key_valid, sources)
+        if length <= self.cluster_size:
+            return own[:, :, :length]
+        met = self._past_clusters(q, k, key_valid, sources)
+
+        def ids(earlier: int, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+            of_queries = met.query_piece[earlier].gather(-1, query.flatten(-2)).view_as(query)
+            # All queries of a block have the same number of sources, and so the same n in each round.
+            shift = sources.chunks[earlier].expand(*query.shape[:2], -1).gather(-1, query[..., 0] // self.cluster_size)
+            place = key + shift[..., None] * self.cluster_size
+            beyond = place >= met.key_piece.shape[-1]
+            of_keys = met.key_piece[earlier].gather(-1, place.masked_fill(beyond, 0).flatten(-2)).view_as(key)
+            return of_queries, of_keys.masked_fill(beyond, -1)
+
+        found = [self._attend_round(q, k, v, met, r, ids) for r in range(self.rounds)]
+        here = torch.arange(length, device=q.device).expand(*q.shape[:2], -1)
+        outs, lses = [own, *(out for out, _ in found)], [own_lse, *(lse for _, lse in found)]
+        return merge_rounds(outs, lses, [here, *met.slot])[0]
+
+    @torch.no_grad()
+    def _past_clusters(self, q: Tensor, k: Tensor, key_valid: Tensor | None, sources: Sources) -> Clusters:
+        """The anchored form on every source of every round at once."""
+        q, k = q.to(accumulation_dtype(q)), k.to(accumulation_dtype(k))
+        hashes, width = self.hashes[..., :-2].to(q.dtype), self.cluster_size
+        present = k if key_valid is None else k.masked_fill(~key_valid[..., None], 0.0)
+        ones = torch.ones_like(k[:1, :1, :, 0]) if key_valid is None else key_valid.to(k.dtype)
+        with without_autocast(q):
+            of_queries, of_keys = _project_unit(q, hashes), _project(k, hashes)
+            of_present = of_keys if key_valid is None else of_keys.masked_fill(~key_valid, 0.0)
+        count = source_totals(ones.expand(1, *k.shape[:3]), sources, width).clamp(min=1)
+        mean = source_sums(present[None], sources, width) / count[..., None]
+        mean_square = source_totals(torch.linalg.vector_norm(present, dim=-1).square()[None], sources, width) / count
+        kappa = (mean_square - mean.square().sum(-1)).clamp(min=0).sqrt()
+        mean_hash = source_totals(of_present, sources, width) / count
+        return past_clusters(of_queries, of_keys, kappa, mean_hash, key_valid, sources, width)
 
     def _attend_chunk(
-        self, q: Tensor, k: Tensor, v: Tensor, key_valid: Tensor | None
-    ) -> tuple[Float[Tensor, "B H L Dv"], Float[Tensor, "B H L"]]:
-        """The own chunk up to the query itself. In the published weighting its keys are met in every round."""
+        self, q: Tensor, k: Tensor, v: Tensor, key_valid: Tensor | None, sources: Sources
+    ) -> tuple[Float[Tensor, "B H C*w Dv"], Float[Tensor, "B H C*w"]]:
+        """The own chunk up to the query itself."""
         length = q.shape[2]
         width = min(self.cluster_size, length)
         short = -length % width
@@ -347,42 +512,35 @@ class SmyrfCore(AttentionCore):
             q, k, v, scale=self.head_dim**-0.5, visible=visible, dropout=self.dropout if self.training else 0.0
         )
         if not self.correct_duplicates:
-            lse = lse + math.log(self.rounds)
-        return out.flatten(2, 3)[:, :, :length], lse.flatten(2, 3)[:, :, :length]
+            visits = self.rounds / sources.source_count[: lse.shape[2]].clamp(1, self.rounds).to(lse.dtype)
+            lse = lse + visits.log()[:, None]
+        return out.flatten(2, 3), lse.flatten(2, 3)
 
     def flops(self, batch: int, length_q: int, length_k: int) -> int:
         size, per_head = self.cluster_size, batch * self.num_heads
 
         def hashing(lengths: int) -> int:
-            return 2 * self.rounds * lengths * (self.head_dim + 2)
+            return 2 * self.rounds * lengths * self.head_dim
 
-        def anchored(queries: int, keys: int) -> int:
-            width, pieces = min(size, queries), math.ceil(keys / size)
-            blocks = queries // width + min(pieces, queries)
-            return hashing(queries + keys) + 4 * self.rounds * blocks * width * min(size, keys) * self.head_dim
+        def blocks(queries: int, pieces: int) -> int:
+            # What always suffices; fewer are run where the load is even.
+            width = min(block_size(size), queries)
+            return (queries // width + min(pieces, queries)) * width
 
         if self.pattern is Pattern.CAUSAL_CROSS:
-            return per_head * anchored(length_q, length_k)
+            pairs = blocks(length_q, math.ceil(length_k / size)) * min(size, length_k)
+            return per_head * (hashing(length_q + length_k) + 4 * self.rounds * pairs * self.head_dim)
         if self.pattern is Pattern.CAUSAL_SELF:
             width = min(size, length_q)
-            total = 4 * math.ceil(length_q / width) * width**2 * self.head_dim
-            block = size
-            while block < length_q:
-                total += math.ceil((length_q - block) / (2 * block)) * anchored(block, block)
-                block *= 2
+            chunks = math.ceil(length_q / width)
+            total = 4 * chunks * width**2 * self.head_dim
+            if chunks > 1:
+                pairs = blocks(length_q, 1 << (chunks - 1).bit_length()) * size
+                total += hashing(2 * length_q) + 4 * self.rounds * pairs * self.head_dim
             return per_head * total
         pieces = math.ceil(length_q / size)
         pairs = pieces * math.ceil(length_q / pieces) * math.ceil(length_k / pieces)
         return per_head * (hashing(length_q + length_k) + 4 * self.rounds * pairs * self.head_dim)
-
-
-def every_second_block(x: Float[Tensor, "B H G n *d"], length: int, fill: float) -> Float[Tensor, "B H L *d"]:
-    """Blocks of n at positions n, 3n, 5n, ..., with ``fill`` between and after them."""
-    spread = torch.stack([torch.full_like(x, fill), x], dim=3).flatten(2, 4)[:, :, :length]
-    missing = length - spread.shape[2]
-    if missing:
-        spread = torch.cat([spread, spread.new_full((*x.shape[:2], missing, *x.shape[4:]), fill)], dim=2)
-    return spread
 
 
 class SmyrfAttention(HeadwiseAttention):

@@ -1,8 +1,8 @@
 """Oracle of Reformer: softmax over the pairs that meet, weighted by 1 (duplicates corrected) or by their rounds N_ij.
 
 The pairs are found one sample, head and round at a time, straight from the definitions: buckets
-argmax([xR ; -xR]), sorted places, chunks, own chunk or the one before; or, for separate queries and keys, the best
-occupied bucket and its first m keys.
+argmax([xR ; -xR]) (more than 2 m of them as pairs of two such numbers), sorted places, chunks, own chunk or the one
+before; or, for separate queries and keys, the best occupied bucket and its first m keys.
 """
 
 from __future__ import annotations
@@ -13,42 +13,54 @@ from torch import Tensor
 from attention_zoo.contract import AttentionCore
 
 
-def _directions(rotation: Tensor, tokens: int, size: int) -> Tensor | None:
-    """The buckets' directions, one a row; None where all tokens share one bucket."""
+def _directions(first: Tensor, second: Tensor, tokens: int, size: int) -> list[Tensor]:
+    """For each factor of the buckets its directions, one a row; no factor where all tokens share one bucket."""
     if tokens <= size:
-        return None
-    columns = rotation[:, : (tokens + size - 1) // size].T
-    return torch.cat([columns, -columns])
+        return []
+    half = (tokens + size - 1) // size
+    if half <= size:
+        return [torch.cat([first[:, :half].T, -first[:, :half].T])]
+    c1 = next(c for c in range(1, half + 1) if 2 * c * c >= half)  # ceil(sqrt(half / 2))
+    c2 = next(c for c in range(1, half + 1) if 2 * c1 * c >= half)
+    return [torch.cat([m[:, :c].T, -m[:, :c].T]) for m, c in ((first, c1), (second, c2))]
 
 
-def _shared(x: Tensor, rotation: Tensor, valid: list[int], size: int, across: bool) -> list[tuple[int, list[int]]]:
-    """For each token, those of its own chunk and of the one before (of its bucket, unless across)."""
-    directions = _directions(rotation, len(valid), size)
-    bucket = [0] * len(x) if directions is None else [int((directions @ token).argmax()) for token in x]
-    padding = [i for i in range(len(x)) if i not in set(valid)]
-    place = {i: s for s, i in enumerate(sorted(valid, key=lambda i: (bucket[i], i)) + padding)}
-    last = (len(valid) - 1) // size
-    sees = []
-    for i in range(len(x)):
-        chunk = place[i] // size
-        before = last if across and chunk == 0 and last > 0 else chunk - 1
-        near = [j for j in valid if place[j] // size in (chunk, before)]
-        sees.append((i, [j for j in near if j != i and (across or bucket[j] == bucket[i])]))
+def _shared(x: Tensor, factors: list[Tensor], valid: list[int], size: int, across: bool) -> Tensor:
+    """[L, L]: each token sees those of its own chunk and of the one before (of its bucket, unless across)."""
+    buckets = torch.stack([(x @ directions.T).argmax(-1) for directions in factors] or [torch.zeros(len(x))])
+    keys = list(zip(*buckets.tolist(), strict=True))
+    padding = sorted(set(range(len(x))) - set(valid))
+    place = torch.zeros(len(x), dtype=torch.int64)
+    place[sorted(valid, key=lambda i: (keys[i], i)) + padding] = torch.arange(len(x))
+    chunk, last = place // size, (len(valid) - 1) // size
+    before = torch.where(chunk == 0, last, chunk - 1) if across and last > 0 else chunk - 1
+    sees = (chunk[None] == chunk[:, None]) | (chunk[None] == before[:, None])
+    if not across:
+        sees &= (buckets[:, None] == buckets[:, :, None]).all(0)
+    sees[:, padding] = False
+    return sees.fill_diagonal_(False)
+
+
+def _separate(q: Tensor, k: Tensor, factors: list[Tensor], valid: list[int], size: int) -> Tensor:
+    """[Lq, Lk]: each query sees the first m keys of the bucket that is best for it, factor by factor, with a key."""
+    sees = torch.zeros(len(q), len(k), dtype=torch.bool)
+    if not factors:  # one bucket, which is not cut
+        sees[:, valid] = True
+        return sees
+    of_keys, of_queries = ([x @ directions.T for directions in factors] for x in (k, q))
+    bucket = list(zip(*([scores.argmax(-1).tolist() for scores in of_keys]), strict=True))
+    along = sum(scores.amax(-1) for scores in of_keys)
+    assert isinstance(along, Tensor)
+    members: dict[tuple[int, ...], list[int]] = {}
+    for j in sorted(valid, key=lambda j: (-float(along[j]), j)):
+        members.setdefault(bucket[j], []).append(j)
+    for i in range(len(q)):
+        best: tuple[int, ...] = ()
+        for scores in of_queries:
+            occupied = sorted({found[len(best)] for found in members if found[: len(best)] == best})
+            best = (*best, occupied[int(scores[i, occupied].argmax())])
+        sees[i, members[best][:size]] = True
     return sees
-
-
-def _separate(q: Tensor, k: Tensor, rotation: Tensor, valid: list[int], size: int) -> list[tuple[int, list[int]]]:
-    """For each query, the first m keys of the bucket that is best for it among those with a key."""
-    directions = _directions(rotation, len(valid), size)
-    if directions is None:
-        return [(i, valid) for i in range(len(q))]
-    members: dict[int, list[tuple[float, int]]] = {}
-    for j in valid:
-        scores = directions @ k[j]
-        members.setdefault(int(scores.argmax()), []).append((-float(scores.max()), j))
-    occupied = sorted(members)
-    best = [occupied[int((directions[occupied] @ query).argmax())] for query in q]
-    return [(i, [j for _, j in sorted(members[best[i]])[:size]]) for i in range(len(q))]
 
 
 def rounds_met(core: AttentionCore, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -56,18 +68,18 @@ def rounds_met(core: AttentionCore, q: Tensor, k: Tensor, *, key_padding_mask: T
     batch, heads, length_q, _ = q.shape
     length_k, options = k.shape[2], vars(core)
     met = torch.zeros(batch, heads, length_q, length_k, dtype=q.dtype)
-    rotations = core.get_buffer("rotations").to(q.dtype)
+    rotations, seconds = (core.get_buffer(name).to(q.dtype) for name in ("rotations", "second_rotations"))
     for b in range(batch):
         valid = [j for j in range(length_k) if key_padding_mask is None or not bool(key_padding_mask[b, j])]
         for h in range(heads if valid else 0):
-            for rotation in rotations[h]:
+            for rotation, second in zip(rotations[h], seconds[h], strict=True):
                 qh, kh = q[b, h].detach(), k[b, h].detach()
+                factors = _directions(rotation, second, len(valid), options["bucket_size"])
                 if options["shared_qk"]:
-                    sees = _shared(qh, rotation, valid, options["bucket_size"], options["attend_across_buckets"])
+                    sees = _shared(qh, factors, valid, options["bucket_size"], options["attend_across_buckets"])
                 else:
-                    sees = _separate(qh, kh, rotation, valid, options["bucket_size"])
-                for i, seen in sees:
-                    met[b, h, i, [j for j in seen if core.pattern != "causal_self" or j <= i]] += 1
+                    sees = _separate(qh, kh, factors, valid, options["bucket_size"])
+                met[b, h] += sees.tril() if core.pattern == "causal_self" else sees
             if core.pattern in ("causal_self", "noncausal_self"):
                 for i in valid:
                     if not met[b, h, i].any():

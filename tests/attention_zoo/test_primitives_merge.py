@@ -10,12 +10,13 @@ from torch import Tensor
 
 from attention_zoo.primitives import (
     attention_with_lse,
-    count_shared_rounds,
     frozen_normal,
     gather_rows,
     group_into_blocks,
     invert_permutation,
     merge_by_lse,
+    merge_rounds,
+    met_before,
 )
 
 
@@ -54,18 +55,36 @@ def test_parts_merge_to_attention_over_their_union_with_its_gradient(
         assert all(bool((gradient == 0).all()) for gradient in ours)
 
 
-def test_divisors_are_a_bias_of_the_logits_in_value_and_gradient() -> None:
-    q, k, v = _inputs(3, 5)
-    divisor = torch.tensor([1, 2, 3, 1, 250], dtype=torch.uint8)
-    visible = torch.tensor([True, True, True, False, True])
-    out, lse = attention_with_lse(q, k, v, scale=0.5, visible=visible, divisor=divisor)
-    logits = (0.5 * q @ k.mT - divisor.double().log())[..., visible]
-    expected = torch.softmax(logits, -1) @ v[:, :, visible]
-    torch.testing.assert_close(out, expected, atol=1e-13, rtol=0)
-    ours = torch.autograd.grad(out.square().sum() + lse.sin().sum(), (q, k, v))
-    theirs = torch.autograd.grad(expected.square().sum() + logits.logsumexp(-1).sin().sum(), (q, k, v))
+@pytest.mark.parametrize("shape", [(2, 3, 3, 5), (1, 3, 3, 5), (2, 1, 1, 5), (3, 5), (5,), (3, 1, 5)])
+@pytest.mark.parametrize("width", [4, 6])  # as wide as the keys, and not: with and without the fused kernel
+def test_masks_of_any_shape_hide_pairs_in_value_and_gradient(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], width: int
+) -> None:
+    monkeypatch.setattr("attention_zoo.primitives.TILE", 31)  # tiles of two blocks of 3 x 5
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(2, 3, n, d, generator=generator, dtype=torch.float64, requires_grad=True)
+        for n, d in ((3, 4), (5, 4), (5, width))
+    )
+    visible = torch.rand(shape, generator=generator) < 0.5
+    out, lse = attention_with_lse(q, k, v, scale=0.5, visible=visible)
+    logits = (0.5 * q @ k.mT).masked_fill(~visible, -torch.inf)
+    seen = visible.expand(2, 3, 3, 5).any(-1)
+    weights = torch.softmax(logits.masked_fill(~seen[..., None], 0.0), -1) * seen[..., None]
+    torch.testing.assert_close(out, weights @ v, atol=1e-13, rtol=0)
+    torch.testing.assert_close(lse, logits.logsumexp(-1), atol=1e-13, rtol=0)
+    ours = torch.autograd.grad(out.square().sum() + lse[seen].sin().sum(), (q, k, v))
+    theirs = torch.autograd.grad((weights @ v).square().sum() + logits[seen].logsumexp(-1).sin().sum(), (q, k, v))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
+def test_nothing_of_the_size_of_the_pairs_is_kept_for_the_gradient() -> None:
+    q = torch.randn(4, 64, 8, requires_grad=True)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        attention_with_lse(q, q, q, scale=0.5)
+    assert max(kept) == q.numel() < 4 * 64 * 64
 
 
 def test_the_gradient_under_dropout_is_that_of_the_dropped_weights() -> None:
@@ -123,8 +142,23 @@ def test_every_item_has_one_slot_in_a_block_of_its_group(groups: list[int], bloc
         assert torch.equal(layout.group[row][layout.slot[row] // block], group[row])
 
 
-def test_gathered_rows_keep_batch_and_head_apart() -> None:
-    x = torch.arange(2 * 3 * 5 * 2.0).view(2, 3, 5, 2)
+@settings(deadline=None, max_examples=30)
+@given(groups=st.lists(st.integers(0, 6), min_size=1, max_size=40), block=st.integers(1, 9))
+def test_trimmed_blocks_are_the_first_of_the_untrimmed(groups: list[int], block: int) -> None:
+    group = torch.tensor([groups, groups[::-1]])
+    trimmed, whole = (group_into_blocks(group, 7, block, trim=trim) for trim in (True, False))
+    needed = sum(-(-groups.count(g) // block) for g in set(groups))
+    assert trimmed.item.shape == (2, needed, block)
+    assert torch.equal(trimmed.item, whole.item[:, :needed])
+    assert torch.equal(trimmed.group, whole.group[:, :needed])
+    assert torch.equal(trimmed.slot, whole.slot)
+
+
+@pytest.mark.parametrize("dims", [(0, 1, 2, 3), (0, 2, 1, 3), (2, 0, 1, 3), (1, 0, 2, 3)])
+def test_gathered_rows_keep_batch_and_head_apart(dims: tuple[int, ...]) -> None:
+    """However they lie in memory."""
+    shape = [(2, 3, 5, 2)[d] for d in dims]
+    x = torch.arange(2 * 3 * 5 * 2.0).view(shape).permute([dims.index(d) for d in range(4)])
     index = torch.randint(0, 5, (2, 3, 4, 6), generator=torch.Generator().manual_seed(0))
     y = gather_rows(x, index)
     for b in range(2):
@@ -137,20 +171,38 @@ def test_inverse_permutation() -> None:
     assert torch.equal(order.gather(-1, invert_permutation(order)), torch.arange(11).expand(3, 11))
 
 
-def test_shared_rounds_are_counted_for_the_pairs_that_meet() -> None:
+def test_pairs_that_met_before_are_those_of_equal_ids() -> None:
     generator = torch.Generator().manual_seed(0)
-    query_id = torch.randint(0, 3, (2, 4, 6), generator=generator)
-    key_id = torch.randint(-1, 3, (2, 4, 5), generator=generator)
-    query_slot = torch.randint(0, 6, (2, 4, 2, 3), generator=generator)
-    key_slot = torch.randint(0, 5, (2, 4, 2, 7), generator=generator)
-    other_id = query_id + 3
-    key_id[0, 0, 0] = 4
-    count = count_shared_rounds([query_id, other_id], key_id, query_slot, key_slot)
-    for n, r, p, a, b in torch.cartesian_prod(*map(torch.arange, count.shape)).tolist():
-        i, j = int(query_slot[n, r, p, a]), int(key_slot[n, r, p, b])
-        met = [int(key_id[n, x, j]) in (int(query_id[n, x, i]), int(other_id[n, x, i])) for x in range(4)]
-        if met[r]:
-            assert count[n, r, p, a, b] == sum(met)
+    query_ids = torch.randint(0, 5, (3, 2, 6), generator=generator)
+    key_ids = torch.randint(-1, 5, (3, 2, 7), generator=generator)
+    met = met_before(query_ids, key_ids)
+    assert torch.equal(met, (query_ids[..., :, None] == key_ids[..., None, :]).any(0))
+    with pytest.raises(ValueError, match="no round"):
+        met_before([], [])
+
+
+@settings(deadline=None, max_examples=30)
+@given(length=st.integers(1, 6), slots=st.lists(st.integers(6, 9), min_size=1, max_size=4), seed=st.integers(0, 100))
+def test_rounds_merge_as_their_gathered_parts(length: int, slots: list[int], seed: int) -> None:
+    """Against :func:`merge_by_lse`, gradients included, where some rounds see nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    out = [torch.randn(2, 3, n, 5, generator=generator, dtype=torch.float64, requires_grad=True) for n in slots]
+    lse = [torch.randn(2, 3, n, generator=generator, dtype=torch.float64) for n in slots]
+    lse = [x.masked_fill(torch.rand(x.shape, generator=generator) < 0.3, -torch.inf).requires_grad_() for x in lse]
+    slot = [torch.rand(2, 3, n, generator=generator).argsort(-1)[..., :length] for n in slots]
+    gathered = [
+        torch.stack([gather_rows(o, s) for o, s in zip(out, slot, strict=True)]),
+        torch.stack([x.gather(-1, s) for x, s in zip(lse, slot, strict=True)]),
+    ]
+    ours, theirs = merge_rounds(out, lse, slot), merge_by_lse(*gathered, dim=0)
+    seen = theirs[1] != -torch.inf
+    gradients = []
+    for merged, total in (ours, theirs):
+        loss = merged.sin().sum() + total[seen].square().sum()
+        gradients.append(torch.autograd.grad(loss, [*out, *lse]))
+    # float64, four terms of order one
+    for a, b in zip((*ours, *gradients[0]), (*theirs, *gradients[1]), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
 
 
 def test_frozen_numbers_follow_the_global_seed_and_survive_every_dtype() -> None:

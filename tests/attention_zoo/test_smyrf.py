@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from attention_zoo import build, build_core
 from attention_zoo.contract import AttentionCore, Pattern
 from attention_zoo.reference import smyrf as oracle
-from attention_zoo.smyrf import balanced_clusters, transform_keys, transform_queries
+from attention_zoo.smyrf import balanced_clusters, hash_keys, hash_queries, past_sources
 
 EVERY = list(Pattern)
 CAUSAL = [Pattern.CAUSAL_SELF, Pattern.CAUSAL_CROSS]
@@ -62,10 +62,14 @@ def test_any_length_mask_and_cluster_size_agree_with_the_oracle(data: st.DataObj
 
 
 def test_transforms_turn_the_largest_logit_into_the_nearest_neighbour() -> None:
-    """||F(q) - G(k)||^2 = 2 (S^2 - q.k), and both transforms lie on the sphere of radius S."""
+    """||F(q) - G(k)||^2 = 2 (S^2 - q.k), and both transforms lie on the sphere of radius S.
+
+    Hashed along the axes, tokens show their transforms.
+    """
     q, k, _ = _qkv(Pattern.NONCAUSAL_CROSS, 13, 17)
     s2 = q.square().sum(-1).amax(-1) + k.square().sum(-1).amax(-1)
-    f, g = transform_queries(q, s2[..., None, None]), transform_keys(k, s2[..., None, None])
+    axes = torch.eye(q.shape[-1] + 2, dtype=q.dtype).expand(2, -1, -1)
+    f, g = (hash(x, axes, s2[..., None, None]).movedim(0, -1) for hash, x in ((hash_queries, q), (hash_keys, k)))
     distance = (f[:, :, :, None] - g[:, :, None]).square().sum(-1)
     torch.testing.assert_close(distance, 2 * (s2[..., None, None] - q @ k.mT), atol=ROUNDING, rtol=ROUNDING)
     for x in (f, g):
@@ -146,17 +150,66 @@ def test_the_causal_cross_form_treats_each_query_alone() -> None:
         torch.testing.assert_close(alone, out[:, :, t : t + 1], atol=ROUNDING, rtol=ROUNDING)
 
 
-def test_the_causal_form_reaches_past_its_chunk() -> None:
-    """Each query sees its chunk and, of every source of completed chunks, one piece of the keys."""
+def test_the_causal_form_sees_its_chunk_and_one_piece_a_round() -> None:
     core = _core(Pattern.CAUSAL_SELF, rounds=1, cluster_size=4)
     q, k, _ = _qkv(Pattern.CAUSAL_SELF, 31, 31)
-    met = oracle.multiplicity(core, q, k)
     eye = torch.eye(31, dtype=torch.float64).expand(3, 2, -1, -1)
     seen = core(q, k, eye) > 0
-    assert torch.equal(seen, met > 0)
+    assert torch.equal(seen, oracle.multiplicity(core, q, k) > 0)
     for t in range(31):
         chunk = t // 4
-        assert bool((seen[:, :, t].sum(-1) == t % 4 + 1 + 4 * chunk.bit_count()).all())
+        assert bool((seen[:, :, t].sum(-1) == t % 4 + 1 + 4 * (chunk > 0)).all())
+        if chunk:
+            # Head g visits the chunks before the last multiple of n.
+            for head, count in ((0, chunk.bit_length()), (1, chunk.bit_length())):
+                n = 2 ** (count - 1 - head % count)
+                end = chunk // n * n
+                assert bool(
+                    (seen[:, head, t, : 4 * chunk].sum(-1) == seen[:, head, t, 4 * (end - n) : 4 * end].sum(-1)).all()
+                )
+
+
+def test_as_many_rounds_as_sources_visit_all_of_the_past() -> None:
+    """The sources of a query, n = 1, 2, 4, ..., are its past: one that is all one piece shows all of its keys."""
+    for length in (3, 9, 37, 64):
+        last = (length - 1).bit_length()
+        sources = past_sources(length, 1, last, 2, torch.device("cpu"))
+        for chunk in range(1, length):
+            for head in range(2):
+                ends = sources.start[:, 0, head, chunk].tolist()
+                seen = {
+                    j
+                    for end, n in zip(ends, sources.chunks[:, 0, head, chunk].tolist(), strict=True)
+                    for j in range(end - n, end)
+                }
+                assert seen == set(range(chunk))
+
+
+def test_many_rounds_of_the_causal_form_reach_softmax_without_duplicates() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 64, 8, dtype=torch.float64) for _ in range(3))
+    exact = build_core("softmax", 2, 8, "causal_self", max_length=64)(q, k, v)
+
+    def error(rounds: int, correct: bool) -> float:
+        core = _core(Pattern.CAUSAL_SELF, 8, rounds=rounds, cluster_size=8, correct_duplicates=correct)
+        return float((core(q, k, v) - exact).square().mean().sqrt())
+
+    corrected = [error(rounds, True) for rounds in (1, 4, 16, 64)]
+    assert corrected == sorted(corrected, reverse=True)
+    assert error(256, True) < 1e-3
+    assert error(256, False) > 10 * error(256, True)
+
+
+def test_a_query_joins_the_piece_of_the_key_that_it_equals() -> None:
+    """The published coordinates of S, kept, would move the queries away from the keys, by as much as they spread."""
+    torch.manual_seed(0)
+    k = torch.randn(1, 2, 512, 16, dtype=torch.float64) + 2 * torch.randn(1, 2, 1, 16, dtype=torch.float64)
+    order = torch.randperm(512)
+    q = (k - k.mean(2, keepdim=True))[:, :, order] + 0.1 * torch.randn_like(k)
+    core = _core(Pattern.CAUSAL_CROSS, 16, rounds=1, cluster_size=16)
+    seen = core(q, k, torch.eye(512, dtype=torch.float64).expand(1, 2, -1, -1)) > 0
+    found = float(seen[:, :, torch.arange(512), order].double().mean())
+    assert found > 5 * 16 / 512  # five times what chance finds
 
 
 @pytest.mark.parametrize("pattern", EVERY)
