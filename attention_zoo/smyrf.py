@@ -36,11 +36,11 @@ all queries, by about a_r S, which sorting the two apart undoes but borders betw
 * causal self, strict. Positions are cut into chunks of w = ``cluster_size``. A query sees its own chunk up to itself,
   densely, and in each round one piece of one source of completed chunks. The query in chunk c > 0 has K = floor(log2 c)
   + 1 sources: for n = 1, 2, 4, ..., 2^(K-1), the n chunks before chunk n floor(c / n). Together they are all of its
-  past. In round r, head g visits that with n = 2^(K - 1 - (r + g) mod K): the longest reaches back to the beginning,
-  K rounds visit all, and of what one head leaves out with fewer rounds another sees some. Each source belongs to n
-  chunks of queries, so that a round costs one piece of keys per query, and the keys are sorted once a round. In the
-  published counting, a source is visited in R / K rounds on average, and so often, but at least once, the own chunk
-  counts.
+  past. In round r it visits that with n = 2^(K - 1 - t), t = r mod K where K <= R; where K > R, t = r but in the last
+  round, in which head g takes t = R - 1 + g mod (K - R + 1): all heads visit the R - 1 longest, and between them the
+  rest. Each source belongs to n chunks of queries, so that a round costs one piece of keys per query, and the keys are
+  sorted once a round. In the published counting, a source is visited in R / K rounds on average, and so often, but at
+  least once, the own chunk counts.
 
 Source: G. Daras, N. Kitaev, A. Odena, A. G. Dimakis, "SMYRF: Efficient Attention using Asymmetric Clustering",
 NeurIPS 2020, arXiv:2010.05315. Defaults: those of the authors' BigGAN command line (4 rounds, clusters of 32); their
@@ -81,7 +81,7 @@ CARD = Card(
     exact=False,
     discrete=True,
     time_order="L log L",
-    memory_order="L log L",  # causal self: each chunk has its part in log L sources
+    memory_order="L",
     supports={
         Pattern.NONCAUSAL_SELF: Support.PUBLISHED,
         Pattern.NONCAUSAL_CROSS: Support.PUBLISHED,
@@ -264,8 +264,9 @@ def past_sources(length: int, cluster_size: int, rounds: int, heads: int, device
     chunk = torch.arange(1 << last.bit_length(), device=device)
     powers = torch.tensor([1 << level for level in range(last.bit_length())], dtype=chunk.dtype, device=device)
     count = (chunk[:, None] >= powers).sum(-1)
-    turn = torch.arange(rounds, device=device)[:, None, None, None] + torch.arange(heads, device=device)[:, None]
-    level = count - 1 - turn % count.clamp(min=1)
+    turn, head = torch.arange(rounds, device=device)[:, None, None, None], torch.arange(heads, device=device)[:, None]
+    rest = (count - rounds + 1).clamp(min=1)
+    level = count - 1 - torch.where(turn == rounds - 1, turn + head % rest, turn) % count.clamp(min=1)
     chunks = torch.where(count > 0, torch.ones_like(level) << level.clamp(min=0), 0)
     return Sources(chunk // chunks.clamp(min=1) * chunks.clamp(min=1), chunks, count)
 
