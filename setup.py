@@ -3,7 +3,10 @@
 from setuptools import find_packages, setup
 
 setup(
-    packages=[*find_packages(include=["attention_zoo*", "cab*", "tasks*"]), "cab.conf", "cab.published", "cab.reference"],
+    packages=[
+        *find_packages(include=["attention_zoo*", "cab*", "tasks*"]),
+        *("cab.conf", "cab.published", "cab.reference"),
+    ],
     package_dir={"cab.conf": "conf", "cab.published": "results/published", "cab.reference": "results/reference"},
     package_data={
         "cab.conf": ["**/*.yaml"],

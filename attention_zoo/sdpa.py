@@ -8,8 +8,13 @@ for a tile with logits x and values v, and m* = max(m, max x),
     l <- l e^(m - m*) + sum e^(x - m*),    o <- o e^(m - m*) + e^(x - m*) v,    m <- m*,    finally O = o / l,
 
 so that the L x L weights are never in memory. Which kernel runs (flash, memory-efficient, cuDNN, plain) is PyTorch's
-choice by device, dtype and mask: with a key padding mask a CUDA device leaves the flash kernel, and the causal
-self pattern with padding needs an explicit L x L boolean mask.
+choice by device, dtype and mask: with a key padding mask a CUDA device leaves the flash kernel. PyTorch takes a
+triangle or a mask, not both, and both as one mask would be L x L; so in the causal self pattern padding is one more
+column of queries and keys,
+
+    [q_i, c] . [k_j, -c p_j] = q_i . k_j - c^2 p_j,    p_j = 1 where key j is padding, else 0,
+
+with c so large that e^(-c^2 / sqrt(D)) is zero beside any weight.
 
 Time O(Lq Lk D), half of it in the causal self pattern; memory O(L D). All four patterns are published.
 
@@ -22,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -39,6 +45,8 @@ CARD = dataclasses.replace(
     memory_order="L",
 )
 
+PADDING = 2.0**15  # c: a number in every floating-point type, its square far above any logit
+
 
 class SDPACore(softmax.SoftmaxCore):
     """Fused softmax attention; cache and steps are those of :class:`~attention_zoo.softmax.SoftmaxCore`."""
@@ -55,12 +63,35 @@ class SDPACore(softmax.SoftmaxCore):
         dropout = self.dropout if self.training else 0.0
         if key_padding_mask is None:
             return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
+        if causal:
+            return self._attend_padded(q, k, v, key_padding_mask, dropout)
         visible = softmax.visible_keys(q.shape[2], k, key_padding_mask, causal=causal)
         assert visible is not None
         # Kernels differ in what they make of a row that sees nothing (zeros, means, NaN): let it see all, then zero it.
         blind = ~visible.any(-1, keepdim=True)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible | blind, dropout_p=dropout)
         return out.masked_fill(blind, 0.0)
+
+    def _attend_padded(
+        self,
+        q: Float[Tensor, "B H L D"],
+        k: Float[Tensor, "B H L D"],
+        v: Float[Tensor, "B H L Dv"],
+        key_padding_mask: Bool[Tensor, "B L"],
+        dropout: float,
+    ) -> Float[Tensor, "B H L Dv"]:
+        """The causal self pattern with padding, in memory O(L D)."""
+        padding = key_padding_mask[:, None, :, None].expand(*k.shape[:-1], 1)
+        out = F.scaled_dot_product_attention(
+            torch.cat((q, torch.full_like(q[..., :1], PADDING)), -1),
+            torch.cat((k, padding.to(k.dtype) * -PADDING), -1),
+            F.pad(v, (0, 1)),  # the fused kernels want one width
+            dropout_p=dropout,
+            is_causal=True,
+            scale=q.shape[-1] ** -0.5,
+        )[..., : v.shape[-1]]
+        blind = (~key_padding_mask).cumsum(-1) == 0
+        return out.masked_fill(blind[:, None, :, None], 0.0)
 
     def flops(self, batch: int, length_q: int, length_k: int) -> int:
         pairs = length_q * (length_q + 1) // 2 if self.pattern is Pattern.CAUSAL_SELF else length_q * length_k

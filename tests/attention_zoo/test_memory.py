@@ -20,9 +20,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.autograd.profiler import profile
 
-from attention_zoo import sdpa
 from attention_zoo.conformance.certify import defaults, options_exclude
-from attention_zoo.contract import HeadwiseAttention, Pattern
+from attention_zoo.contract import Pattern
 from cab.settings import Setting
 from cab.stats.growth import claimed_exponent, growth_exponent
 
@@ -104,20 +103,12 @@ def measured(name: str, pattern: Pattern, padded: bool) -> Measured:
     return Measured(lengths, peak, largest)
 
 
-def needs_a_mask_of_pairs(setting: Setting, pattern: Pattern, padded: bool) -> bool:
-    """PyTorch's fused kernel takes a triangle or a mask: with both, the triangle is in an L x L mask (see ``sdpa``)."""
-    kind = setting.kind
-    fused = issubclass(kind, HeadwiseAttention) and issubclass(kind.core_type, sdpa.SDPACore)
-    return fused and padded and pattern is Pattern.CAUSAL_SELF
-
-
 CASES = [
     pytest.param(name, pattern, padded, id=f"{name}-{pattern.short}{'-padded' if padded else ''}")
     for name, setting in SETTINGS.items()
     for pattern in setting.card.supports
     for padded in (False, True)
     if not options_exclude(setting.kind, setting.options, pattern)
-    and not needs_a_mask_of_pairs(setting, pattern, padded)
     and setting.card.memory_order != "L^2"  # nothing to hold them to; see the first test
 ]
 
