@@ -71,7 +71,10 @@ def _past(q: Tensor, k: Tensor, hashes: Tensor, head: int, valid: list[int], siz
         visitors: dict[tuple[int, int], list[int]] = {}
         for i in range(size, length):
             count = (i // size).bit_length()
-            n = 2 ** (count - 1 - (r + head) % count)
+            turn = r % count
+            if count > rounds and r == rounds - 1:  # what there is no round for is shared among the heads
+                turn = r + head % (count - r)
+            n = 2 ** (count - 1 - turn)
             visitors.setdefault((i // size // n * n, n), []).append(i)
         for (end, n), queries in visitors.items():
             keys = [j for j in valid if (end - n) * size <= j < end * size]

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from attention_zoo import build, build_core
 from attention_zoo.contract import AttentionCore, Pattern, Unsupported
 from attention_zoo.reference import reformer as oracle
+from attention_zoo.reformer import factor_columns, most_columns
 
 EVERY = list(Pattern)
 SELF = [Pattern.NONCAUSAL_SELF, Pattern.CAUSAL_SELF]
@@ -141,6 +142,29 @@ def test_tokens_of_one_round_meet_in_their_bucket_only() -> None:
     seen = (probed > 0) & ~torch.eye(31, dtype=torch.bool)
     assert not (seen & ~same).any()
     assert torch.equal(seen | seen.mT, same)
+
+
+@pytest.mark.parametrize(("pattern", "shared"), FORMS)
+@pytest.mark.parametrize("padded", [False, True])
+def test_buckets_of_two_factors_agree_with_the_oracle(
+    assert_agreement: Any, pattern: Pattern, shared: bool | None, padded: bool
+) -> None:
+    """Chunks of 2: at once hashed are 4 buckets, of up to 4 tokens, and 53 have 54."""
+    assert_agreement(_core(pattern, shared_qk=shared, bucket_size=2), oracle, 53, 51, padded=padded)
+
+
+@settings(deadline=None)
+@given(tokens=st.integers(1, 3000), bucket_size=st.integers(1, 20))
+def test_factors_make_no_fewer_buckets_than_asked_from_few_columns(tokens: int, bucket_size: int) -> None:
+    half = -(-tokens // bucket_size)
+    first, second = factor_columns(tokens, bucket_size)
+    assert 2 * first * max(2 * second, 1) >= 2 * half
+    assert (second == 0) == (half <= bucket_size)
+    if second:
+        assert first + second <= 2 * (half / 2) ** 0.5 + 2  # each factor is rounded up
+    most = most_columns(tokens, bucket_size)
+    for fewer in range(1, tokens + 1, max(tokens // 50, 1)):
+        assert all(a <= b for a, b in zip(factor_columns(fewer, bucket_size), most, strict=True))
 
 
 def test_changed_future_values_leave_the_past_alone_but_changed_queries_do_not() -> None:

@@ -159,30 +159,29 @@ def test_the_causal_form_sees_its_chunk_and_one_piece_a_round() -> None:
     for t in range(31):
         chunk = t // 4
         assert bool((seen[:, :, t].sum(-1) == t % 4 + 1 + 4 * (chunk > 0)).all())
-        if chunk:
-            # Head g visits the chunks before the last multiple of n.
-            for head, count in ((0, chunk.bit_length()), (1, chunk.bit_length())):
-                n = 2 ** (count - 1 - head % count)
-                end = chunk // n * n
-                assert bool(
-                    (seen[:, head, t, : 4 * chunk].sum(-1) == seen[:, head, t, 4 * (end - n) : 4 * end].sum(-1)).all()
-                )
+        for head in range(2 if chunk else 0):
+            # The only round: the head takes the n chunks before the last multiple of n.
+            n = 2 ** (chunk.bit_length() - 1 - head % chunk.bit_length())
+            end = chunk // n * n
+            source = seen[:, head, t, 4 * (end - n) : 4 * end]
+            assert bool((source.sum(-1) == 4).all())
 
 
-def test_as_many_rounds_as_sources_visit_all_of_the_past() -> None:
-    """The sources of a query, n = 1, 2, 4, ..., are its past: one that is all one piece shows all of its keys."""
-    for length in (3, 9, 37, 64):
-        last = (length - 1).bit_length()
-        sources = past_sources(length, 1, last, 2, torch.device("cpu"))
-        for chunk in range(1, length):
-            for head in range(2):
-                ends = sources.start[:, 0, head, chunk].tolist()
-                seen = {
-                    j
-                    for end, n in zip(ends, sources.chunks[:, 0, head, chunk].tolist(), strict=True)
-                    for j in range(end - n, end)
-                }
-                assert seen == set(range(chunk))
+@pytest.mark.parametrize(("rounds", "heads"), [(6, 1), (8, 1), (4, 3), (2, 5), (1, 6)])
+def test_rounds_or_heads_visit_all_of_the_past(rounds: int, heads: int) -> None:
+    """The sources of a query, n = 1, 2, 4, ..., make up its past: enough rounds or heads see it all."""
+    sources = past_sources(64, 1, rounds, heads, torch.device("cpu"))
+    for chunk in range(1, 64):
+        ends, sizes = sources.start[:, 0, :, chunk], sources.chunks[:, 0, :, chunk]
+        visited = {
+            j
+            for end, n in zip(ends.flatten().tolist(), sizes.flatten().tolist(), strict=True)
+            for j in range(end - n, end)
+        }
+        assert visited == set(range(chunk))
+        longest = 1 << (chunk.bit_length() - 1)
+        if rounds > 1:
+            assert bool((sizes[0] == longest).all())
 
 
 def test_many_rounds_of_the_causal_form_reach_softmax_without_duplicates() -> None:
