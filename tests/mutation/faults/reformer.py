@@ -14,4 +14,14 @@ FAULTS = [
     ),
     ("lonely token loses itself", "out = torch.where(alone[..., None], v, out)", "out = out + 0.0"),
     ("padding keeps its value", "alone = alone & valid[:, None]", "alone = alone & (valid | True)[:, None]"),
+    (
+        "pairs of earlier rounds counted again",
+        "for earlier in range(r):",
+        "for earlier in range(r - 1):",
+    ),
+    (
+        "bucket runs past its end",
+        "torch.minimum(last, (chunk + 1) * width - 1)",
+        "torch.minimum(last + 1, (chunk + 1) * width - 1)",
+    ),
 ]

@@ -20,4 +20,15 @@ FAULTS = [
         'self.register_buffer("hashes", frozen_normal(num_heads, rounds, head_dim + 2))',
         'self.register_buffer("hashes", frozen_normal(num_heads, rounds, head_dim + 2), persistent=False)',
     ),
+    # Keys of the chunks that visit a source join its mean and its scale.
+    (
+        "statistic over the future",
+        "end = sources.start.expand(*before.shape[:3], -1)",
+        "end = (sources.start + sources.chunks).clamp(max=chunks).expand(*before.shape[:3], -1)",
+    ),
+    (
+        "a round that is not merged",
+        "found = [self._attend_round(q, k, v, met, r, ids) for r in range(self.rounds)]\n        here",
+        "found = [self._attend_round(q, k, v, met, 0, ids) for r in range(self.rounds)]\n        here",
+    ),
 ]
