@@ -275,7 +275,7 @@ def anchored_buckets(
     furthest = along.argsort(dim=-1, descending=True, stable=True)
     order = furthest.gather(-1, key_bucket.gather(-1, furthest).argsort(dim=-1, stable=True))
     first = size.cumsum(-1) - size
-    blocks = group_into_blocks(query_bucket, buckets, min(max(bucket_size // 2, 1), length_q))
+    blocks = group_into_blocks(query_bucket, buckets, min(max(bucket_size // 2, 1), length_q), trim=True)
     number = torch.arange(min(bucket_size, length_k), device=size.device)
     place = (first.gather(-1, blocks.group)[..., None] + number).clamp(max=length_k - 1)
     kept = invert_permutation(order) - first.gather(-1, key_bucket) < bucket_size
