@@ -13,7 +13,7 @@ from attention_zoo.contract import Pattern
 from cab.cells import Cell, resolve
 from cab.compose import Composer
 from cab.records import Status
-from cab.run import build_model, execute
+from cab.run import OverBudget, build_model, execute
 from cab.train import (
     CorruptCheckpoint,
     Diverged,
@@ -90,15 +90,21 @@ def test_parameters_outside_the_mechanism_and_projections_start_equal_for_all(
     composer: Composer, tmp_path: Path
 ) -> None:
     reference = build_model(cell(composer, tmp_path, "attention=sdpa")).state_dict()
+    over_budget = set()
     for attention in composer.options("attention"):
         run = cell(composer, tmp_path, f"attention={attention}", "pattern=noncausal_self")
-        state = build_model(run).state_dict()
+        try:
+            state = build_model(run).state_dict()
+        except OverBudget:  # this backbone is narrow: what grows with the length or the state is too much for it
+            over_budget.add(run.setting.card.name)
+            continue
         shared = [name for name in state if not name.startswith("attention.core")]
         assert {name for name in reference if not name.startswith("attention.")} <= set(shared)
         noncausal = build_model(cell(composer, tmp_path, "attention=sdpa", "pattern=noncausal_self")).state_dict()
         for name in shared:
             if name in noncausal and not name.startswith("attention."):
                 assert torch.equal(state[name], noncausal[name]), (attention, name)
+    assert not over_budget & {"softmax", "linear", "performer", "smyrf", "reformer", "cosformer", "probsparse"}
     softmax = build_model(cell(composer, tmp_path, "attention=softmax")).state_dict()
     linear = build_model(cell(composer, tmp_path, "attention=linear")).state_dict()
     for name in reference:
