@@ -119,7 +119,8 @@ def efficiency(
     skipped = len(jobs) - len(todo)
     if config.dry_run:
         return Summary(0, skipped, len(todo))
-    ratios = {row["run_key"]: float(row["value"]) for row in store.lines() if row["metric"] == "ratio" and row["value"]}
+    known = store.lines() if grid.goes_further else ()
+    ratios = {row["run_key"]: float(row["value"]) for row in known if row["metric"] == "ratio" and row["value"]}
     ended: Counter[Status] = Counter()
     tried = set(complete)
     manifest: str | None = None
@@ -203,19 +204,14 @@ class _Grid:
     def jobs(self) -> Iterator[Job]:
         """What is planned: blanks first, as they cost nothing; then block after block."""
         workloads: list[Workload] = []
-        for workload in self._all_workloads(self.config.lengths):
+        for workload in self._all_workloads():
             blank = self._blank(workload)
             if blank is None:
                 workloads.append(workload)
             else:
                 yield Job("blank", workload, 0, blank=blank)
         extra = [baseline for baseline in self.baselines if baseline.name not in self.settings]
-        traced = [
-            workload
-            for baseline in extra
-            for workload in self._workloads(baseline, self.config.lengths)
-            if workload.refusal is None
-        ]
+        traced = [workload for baseline in extra for workload in self._workloads(baseline) if workload.refusal is None]
         yield from self._blocks(workloads, traced)
 
     def _blocks(self, workloads: Sequence[Workload], traced: Sequence[Workload] = ()) -> Iterator[Job]:
@@ -227,9 +223,16 @@ class _Grid:
             random.Random(replicate).shuffle(block)
             yield from block
 
+    @property
+    def goes_further(self) -> bool:
+        """Whether the config asks for anything beyond the plan."""
+        return self.config.measure.half_width is not None or self.config.measure.refine > 0
+
     def further(self, ratios: Mapping[str, float]) -> tuple[str, list[Job]]:
         """What the ratios so far, by run key, ask for beyond the plan: more processes, then lengths near a crossing."""
-        timed = [w for w in self._all_workloads(self.config.lengths) if self._blank(w) is None]
+        if not self.goes_further:
+            return "", []
+        timed = [w for w in self._all_workloads() if self._blank(w) is None]
         between, missing = self._refined(timed, ratios)
         wide = [
             Job("time", workload, len(samples), baseline)
@@ -302,12 +305,12 @@ class _Grid:
         reason = self._gated[setting.name, pattern]
         return None if reason is None else (Status.FAILED_CERTIFICATE, reason)
 
-    def _all_workloads(self, lengths: Sequence[int]) -> Iterator[Workload]:
+    def _all_workloads(self) -> Iterator[Workload]:
         for setting in self.settings.values():
-            yield from self._workloads(setting, lengths)
+            yield from self._workloads(setting)
 
-    def _workloads(self, setting: Setting, lengths: Sequence[int]) -> Iterator[Workload]:
-        measure = self.config.measure
+    def _workloads(self, setting: Setting) -> Iterator[Workload]:
+        measure, lengths = self.config.measure, self.config.lengths
         for pattern, level, phase, length in itertools.product(self.patterns, measure.levels, measure.phases, lengths):
             keys = self.config.lengths_key if pattern.is_cross and self.config.lengths_key else [length]
             for length_kv in keys:
