@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal.callbacks import Callbacks
@@ -18,6 +19,10 @@ from cab.errors import UserError, one_line
 if TYPE_CHECKING:
     from cab.cells import Cell
     from cab.sweep import Refusal, SweepSummary
+
+
+# What a protocol says of costs beside the lengths and baselines, any part of which belongs to it.
+EFFICIENCY_OWNED = ("protocol", "measure", "lengths_key")
 
 
 def dispatch(arguments: Arguments) -> int:
@@ -104,11 +109,16 @@ def sweep(
 def efficiency(composer: Composer, arguments: Arguments) -> int:
     """The cost grid and its report; fails (1) where a cell ended in an error."""
     from cab.costs import folder_of, measure_costs
+    from cab.protocol import recorded_name
     from cab.report.crossings import fit_named
     from cab.report.make import make_report
     from cab.report.terminal import print_costs
 
     config: schema.Efficiency = typed(composer, arguments)
+    name = recorded_name(
+        composer, "efficiency", config, arguments.overrides, owned=EFFICIENCY_OWNED, parts=("lengths", "baselines")
+    )
+    config = replace(config, protocol=replace(config.protocol, name=name))
     summary = measure_costs(composer, config)
     if not config.dry_run:
         made = make_report(folder_of(config), fit=fit_named(config.fit))

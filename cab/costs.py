@@ -41,7 +41,7 @@ def certificate_gate(folder: Path) -> Callable[[Setting, Pattern], str | None]:
 
 def folder_of(config: Efficiency) -> Path:
     """Where the records of a config go."""
-    return protocol.folder(config.results, config.protocol, hardware_id(devices.resolve_device(config.device)))
+    return protocol.folder(config.results, config.protocol.name, hardware_id(devices.resolve_device(config.device)))
 
 
 def measure_costs(composer: Composer, config: Efficiency, *, on_cell: Callable[[], None] = lambda: None) -> Summary:

@@ -362,7 +362,7 @@ class _Grid:
         """The columns that all records of a job share."""
         w = job.workload
         return {
-            "protocol": self.config.protocol,
+            "protocol": self.config.protocol.name,
             "attention": w.setting.card.name,
             "setting": w.setting.name,
             "pattern": w.pattern,

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +26,7 @@ from cab.compose import Composer
 from cab.costs import measure_costs, patterns
 from cab.measure.environment import hardware_id
 from cab.records import RETRIED, RecordStore, Status
+from cab.report.crossings import fit_named
 from cab.report.make import SUMMARY, make_report
 from cab.sweep import Refusal
 from cab.task_settings import make_task, task_card
@@ -56,6 +57,7 @@ class Leaderboard:
         self.device = devices.resolve_device(typed.device)
         devices.resolve_dtype(typed.dtype, training=True)
         self.threads = devices.resolve_threads(typed.threads)
+        self.fit = fit_named(typed.protocol.fit)
         self.settings = composer.settings(typed.attentions)
         self.tasks = composer.select("task", typed.tasks) if typed.tasks else []
         self.patterns = patterns(typed.patterns)
@@ -65,12 +67,7 @@ class Leaderboard:
     @cached_property
     def protocol(self) -> str:
         """The protocol's name, or ``name+hash`` where a key that it owns was overridden."""
-        choice = next((word.partition("=")[2] for word in self.overrides if word.startswith("protocol=")), None)
-        frozen = OmegaConf.to_object(self.composer.compose("leaderboard", [f"protocol={choice}"] if choice else []))
-        given = {key: _plain(getattr(self.config, key)) for key in OWNED}
-        default = {key: _plain(getattr(frozen, key)) for key in OWNED}
-        changed = {key: value for key, value in given.items() if value != default[key]}
-        return protocol.effective_name(self.config.protocol, changed)
+        return protocol.recorded_name(self.composer, "leaderboard", self.config, self.overrides, owned=OWNED)
 
     @cached_property
     def cards(self) -> dict[str, TaskCard]:
@@ -99,7 +96,7 @@ class Leaderboard:
         if ended is not None:
             self._say(str(ended))
         if self._fingerprint() != before or not (self.store.folder / SUMMARY).exists():
-            make_report(self.store.folder)
+            make_report(self.store.folder, fit=self.fit)
         self._tell()
         failed = costs.errors or (ended is not None and any(status in ended.ended for status in RETRIED))
         return 1 if failed else 0
@@ -139,7 +136,8 @@ class Leaderboard:
             patterns=config.patterns,
             lengths=config.lengths,
             baselines=config.baselines,
-            protocol=self.protocol,
+            protocol=replace(config.protocol, name=self.protocol),
+            fit=self.fit,
             measure=config.measure,
         )
 
@@ -214,7 +212,7 @@ class Leaderboard:
         if not any(self.store.records_folder.glob("*.jsonl")):
             return
         tick = time.monotonic()
-        make_report(self.store.folder, figures=False)
+        make_report(self.store.folder, figures=False, fit=self.fit)
         # A rebuild that takes long comes less often: at most a tenth of the time goes into the page.
         self.rebuilt = time.monotonic() + 9 * (time.monotonic() - tick)
 
@@ -225,10 +223,6 @@ class Leaderboard:
     @staticmethod
     def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
-
-
-def _plain(value: Any) -> Any:
-    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
 
 
 def _since(tick: float) -> str:

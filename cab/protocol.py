@@ -1,19 +1,25 @@
 """Named, versioned protocols: which folder a record belongs to.
 
 A record made with a protocol-owned key overridden does not belong to the protocol: it goes to ``quick+<hash>``, where
-the hash is of what was overridden, and is shown apart.
+the hash is of what was overridden, and is shown apart. A part of a protocol's grid (one length of it, say) does.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
 
 from cab.errors import UserError
 from cab.schema import Protocol
+
+if TYPE_CHECKING:
+    from cab.compose import Composer
 
 ADHOC = "adhoc"
 
@@ -24,6 +30,37 @@ def effective_name(protocol: Protocol, overridden: Mapping[str, Any]) -> str:
         return protocol.name
     text = json.dumps(dict(overridden), sort_keys=True, default=str)
     return f"{protocol.name}+{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def recorded_name(
+    composer: Composer,
+    verb: str,
+    config: Any,
+    overrides: Sequence[str],
+    *,
+    owned: Sequence[str],
+    parts: Sequence[str] = (),
+) -> str:
+    """The name under which a verb's records go.
+
+    Args:
+        config: the verb's, as its dataclass, with a ``protocol``.
+        overrides: the command line's.
+        owned: keys that have to be what the protocol says.
+        parts: keys with lists, any part of which belongs to the protocol.
+    """
+    choice = [word for word in overrides if word.startswith("protocol=")]
+    frozen = OmegaConf.to_object(composer.compose(verb, choice))
+    changed = {}
+    for key in (*owned, *parts):
+        given, said = _plain(getattr(config, key)), _plain(getattr(frozen, key))
+        if given != said and not (key in parts and set(given) <= set(said)):
+            changed[key] = given
+    return effective_name(config.protocol, changed)
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def folder(results: str, protocol: str, hardware: str) -> Path:

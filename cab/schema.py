@@ -64,7 +64,7 @@ class Trainer:
 
 @dataclass
 class Protocol:
-    """A named, versioned set of cells (``conf/protocol``). ``owns`` lists the keys that an override moves elsewhere."""
+    """A named, versioned set of cells (``conf/protocol``); ``fit`` is that of its report (see :class:`Report`)."""
 
     name: str = MISSING
     version: int = MISSING
@@ -75,6 +75,7 @@ class Protocol:
     seeds: list[int] = field(default_factory=lambda: [1])
     lengths: list[int] = field(default_factory=list)
     baselines: list[str] = field(default_factory=list)
+    fit: str = "measured"
 
 
 @dataclass
@@ -93,7 +94,8 @@ class Efficiency(Common):
     """``cab efficiency``: cost of attentions x patterns x lengths, each paired with ``sdpa`` and ``softmax``.
 
     ``attentions`` are settings by name or wildcard, or ``all``. ``lengths_key`` are the key lengths of the cross
-    patterns (None: equal to the query's). ``fit`` is that of the report at the end (see :class:`Report`).
+    patterns (None: equal to the query's). ``fit`` is that of the report at the end (see :class:`Report`). A
+    ``protocol`` gives the grid and how it is measured; any part of its grid belongs to it.
     """
 
     attentions: list[str] = field(default_factory=lambda: ["all"])
@@ -101,7 +103,7 @@ class Efficiency(Common):
     lengths: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048])
     lengths_key: list[int] | None = None
     baselines: list[str] = field(default_factory=lambda: ["sdpa", "softmax"])
-    protocol: str = "adhoc"
+    protocol: Protocol = field(default_factory=lambda: Protocol(name="adhoc", version=1))
     fit: str = "measured"
     measure: Measure = field(default_factory=Measure)
 
@@ -123,11 +125,12 @@ class Check(Common):
 class Report(Common):
     """``cab report``: pages from records. ``folder`` is one ``<results>/<protocol>/<hardware>``; default: all found.
 
-    ``fit`` is ``measured``, or ``cab2023`` for CAB's own fit of efficiency lengths beside the measured ones.
+    ``fit`` is ``measured``, or ``cab2023`` for CAB's own fit of efficiency lengths, and what CAB published, beside the
+    measured ones; None: as the command asked for that made the newest records.
     """
 
     folder: str | None = None
-    fit: str = "measured"
+    fit: str | None = None
 
 
 @dataclass

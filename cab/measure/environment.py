@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -183,11 +183,17 @@ def write_manifest(folder: Path, device: str, config: Mapping[str, Any]) -> str:
     identity = f"{stamp}-{socket.gethostname()}-{os.getpid()}"
     path = folder / "manifests" / f"{identity}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"id": identity, "command": sys.argv, **describe(device), "config": dict(config)}
+    content = {"id": identity, "command": _command(sys.argv), **describe(device), "config": dict(config)}
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
     partial.replace(path)
     return identity
+
+
+def _command(argv: Sequence[str]) -> list[str]:
+    """The command without the folder of its program, which is this machine's own business."""
+    program = Path(argv[0])
+    return [program.parent.name if program.stem == "__main__" else program.name, *argv[1:]]
 
 
 def _read(path: str) -> str | None:

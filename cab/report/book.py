@@ -10,12 +10,13 @@ from cab.report import numbers
 from cab.report.cells import SEES_THE_FUTURE, CellMaker, command_of, commit_of
 from cab.report.certificates import MARKS, OTHER_MARKS, SUPPORT, Verdict, card, verdict
 from cab.report.cost import Costs, Length, variants
-from cab.report.crossings import Fit, crossing_table
+from cab.report.crossings import Fit, crossing_table, fit_recorded
 from cab.report.evidence import Evidence, Section, sections
 from cab.report.evidence import Row as Record
 from cab.report.figures import CostCurve, CostFigure, Figure, QualityFigure, QualityPanel, QualityPoint
 from cab.report.growth import growth_table
 from cab.report.patterns import PATTERNS, PatternText
+from cab.report.published import published_table, raw_table
 from cab.report.quality import FLOOR, Quality, Standing
 from cab.report.quality import Column as TaskColumn
 from cab.report.tables import BLANK, Absent, Cell, Column, Row, Table, sentence
@@ -68,8 +69,13 @@ class Book:
     problems: tuple[str, ...]
 
 
-def build_book(evidence: Evidence, fit: Fit = "measured") -> Book:
-    """Everything that the pages show of a folder; ``fit`` adds CAB's own to the measured efficiency lengths."""
+def build_book(evidence: Evidence, fit: Fit | None = None) -> Book:
+    """Everything that the pages show of a folder.
+
+    With ``fit`` ``cab2023`` CAB's own fit stands beside the measured efficiency lengths, and what CAB published beside
+    both. None: as the command asked for that made the newest records.
+    """
+    fit = fit or fit_recorded(evidence)
     problems = list(evidence.problems)
     parts = []
     for number, section in enumerate(sections(evidence.rows)):
@@ -139,8 +145,13 @@ def _section(evidence: Evidence, section: Section, anchor: str, problems: list[s
     growth = [growth_table(make, costs, pattern, f"{anchor}-{pattern.short}-growth-{number}")
               for number, costs in enumerate(all_costs)
               for pattern in PATTERNS]  # fmt: skip
+    compared = [published_table(evidence, costs, f"{anchor}-cab2023-{number}")
+                for number, costs in enumerate(all_costs)
+                if fit == "cab2023"]  # fmt: skip
+    if any(compared) and anchor == "main":
+        compared.append(raw_table(f"{anchor}-cab2023-raw"))
     training = _training(make, section.rows, anchor)
-    found = [table for table in (training, *tables, *crossings, *growth) if table is not None]
+    found = [table for table in (*compared, training, *tables, *crossings, *growth) if table is not None]
     problems.extend(problem for problem in quality.problems if problem not in problems)
     return SectionPart(anchor, section.title, patterns, tuple(found))
 

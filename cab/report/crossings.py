@@ -16,6 +16,7 @@ from cab.report.tables import BLANK, Cell, Column, Row, Table
 from cab.stats.efficiency_length import fit_cab2023
 
 Fit = Literal["measured", "cab2023"]
+Kind = Literal["time", "memory"]
 UNFUSED = "softmax"  # CAB's own baseline: its weights are materialised
 FEWEST = 4  # lengths that CAB's fit needs
 
@@ -26,6 +27,16 @@ def fit_named(name: str) -> Fit:
         if name == fit:
             return fit
     raise unknown("fit", name, get_args(Fit))
+
+
+def fit_recorded(evidence: Evidence) -> Fit:
+    """The fit that the newest command of a folder asked for; ``measured`` where none says."""
+    for name in sorted(evidence.manifests, reverse=True):
+        config = evidence.manifests[name].get("config") or {}
+        if config.get("fit") in get_args(Fit):
+            found: Fit = config["fit"]
+            return found
+    return "measured"
 
 
 def crossing_table(costs: Costs, evidence: Evidence, pattern: PatternText, anchor: str, fit: Fit) -> Table | None:
@@ -49,13 +60,9 @@ def crossing_table(costs: Costs, evidence: Evidence, pattern: PatternText, ancho
     for name in settings:
         cells: list[Cell] = []
         for baseline in baselines:
-            found = (
-                costs.crossing(name, pattern.name, baseline),
-                costs.memory_crossing(name, pattern.name, baseline),
-            )
-            cells += [BLANK if crossing is None else crossing_text(crossing) for crossing in found]
+            cells += [measured_cell(costs, name, baseline, pattern, kind) for kind in get_args(Kind)]
         if fit == "cab2023":
-            cells += [_fitted(costs, name, against, pattern, kind) for kind in ("time", "memory")]
+            cells += [fitted_cell(costs, name, against, pattern, kind) for kind in get_args(Kind)]
         if any(cell is not BLANK for cell in cells):
             rows.append(Row(Cell(name, name), tuple(cells)))
     remarks = ["Measured: where the ratio crosses 1 between two lengths; memory is counted and does not scatter."]
@@ -65,7 +72,15 @@ def crossing_table(costs: Costs, evidence: Evidence, pattern: PatternText, ancho
     return Table(anchor, title, "Setting", tuple(columns), tuple(rows), (), tuple(remarks)) if rows else None
 
 
-def _fitted(costs: Costs, setting: str, baseline: str, pattern: PatternText, kind: Literal["time", "memory"]) -> Cell:
+def measured_cell(costs: Costs, setting: str, baseline: str, pattern: PatternText, kind: Kind) -> Cell:
+    """The measured efficiency length against a baseline; blank without two lengths at which both were measured."""
+    find = {"time": costs.crossing, "memory": costs.memory_crossing}[kind]
+    found = find(setting, pattern.name, baseline)
+    return BLANK if found is None else crossing_text(found)
+
+
+def fitted_cell(costs: Costs, setting: str, baseline: str, pattern: PatternText, kind: Kind) -> Cell:
+    """The efficiency length by CAB's own fit, with its quality behind it."""
     if setting == baseline:
         return BLANK
     metric = {"time": "time_s", "memory": "peak_extra_bytes"}[kind]

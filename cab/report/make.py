@@ -42,12 +42,13 @@ class Report:
 SUMMARY = "summary.txt"
 
 
-def make_report(folder: Path, *, figures: bool = True, fit: Fit = "measured") -> Report:
+def make_report(folder: Path, *, figures: bool = True, fit: Fit | None = None) -> Report:
     """Writes ``leaderboard.md``, ``index.html``, ``figures/``, ``summary.txt`` (the answer and the top of each
     pattern, for a terminal), ``records.csv`` and ``records.parquet`` into ``folder``.
 
     The same records give the same bytes. With ``figures`` false no figure is drawn anew and nothing is exported, for
-    the rebuilds while results come in. ``fit`` adds the efficiency lengths by CAB's own fit.
+    the rebuilds while results come in. ``fit`` ``cab2023`` adds CAB's own efficiency lengths; None: as the command
+    asked for that made the newest records.
 
     Raises:
         ValueError: ``folder`` holds no records.
@@ -108,7 +109,7 @@ def report(config: schema.Report) -> list[Report]:
     Raises:
         ValueError: there are no records.
     """
-    fit = fit_named(config.fit)
+    fit = None if config.fit is None else fit_named(config.fit)
     if config.folder is not None:
         folders = [Path(config.folder).expanduser()]
         if not folders[0].is_dir():

@@ -29,7 +29,7 @@ def _lines(book: Book, drawn: Sequence[Drawn]) -> Iterator[str]:
         yield from _section(section, drawn)
     for table in (book.support, book.tasks):
         if table is not None:
-            yield from _titled(table, "##")
+            yield from titled(table, "##")
     yield from ("## How to read this", "")
     for term, text in how_to_read(book):
         yield f"- **{term}**: {text}"
@@ -67,19 +67,20 @@ def _answers(book: Book) -> Iterator[str]:
 
 def _section(section: SectionPart, drawn: Sequence[Drawn]) -> Iterator[str]:
     for part in section.patterns:
-        yield from _titled(part.main, "##", part.pattern.meaning)
+        yield from titled(part.main, "##", part.pattern.meaning)
         yield from _absent(part)
         pictures = [picture for picture in drawn if picture.figure in part.figures]
         if pictures:
             yield " ".join(f"![{p.figure.title}](figures/{p.png.name})" for p in pictures)
             yield ""
         if part.cost is not None:
-            yield from _titled(part.cost, "###")
+            yield from titled(part.cost, "###")
     for table in section.tables:
-        yield from _titled(table, "##")
+        yield from titled(table, "##")
 
 
-def _titled(table: Table, level: str, text: str = "") -> Iterator[str]:
+def titled(table: Table, level: str, text: str = "") -> Iterator[str]:
+    """Lines of one table under its caption, its notes and remarks below; ``level`` is the heading's marks."""
     yield from (f"{level} {table.caption}", "")
     if text:
         yield from (text, "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,16 @@ from cab.support import proofs, proved, read_matrix, shipped, sign, write_matrix
 
 IDENTITY = Setting("identity", "attention_zoo.identity.IdentityAttention")
 ROOT = Path(__file__).parents[2]
+
+
+def docs_tables() -> Any:
+    """The script that writes the generated tables of the documents."""
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(autouse=True)
@@ -76,14 +87,18 @@ def test_the_readme_shows_the_shipped_matrix() -> None:
     rows = shipped()
     if {(row.torch, row.python) for row in rows} != {(torch.__version__, support.PYTHON)}:
         pytest.skip("the shipped certificates are of another torch or Python")
-    spec = importlib.util.spec_from_file_location("support_matrix", ROOT / "docs" / "support_matrix.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    tables = docs_tables()
+    (block,) = (block for block in tables.BLOCKS if block.file == "README.md")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert module.replaced(readme) == readme
-    assert "?" not in module.matrix().replace(support.LEGEND, "")
+    assert block.replaced(readme) == readme
+    assert "?" not in block.make().replace(support.LEGEND, "")
+
+
+def test_the_comparison_with_cab_shows_the_records_that_stand_beside_it() -> None:
+    (block,) = (block for block in docs_tables().BLOCKS if block.file == "docs/CAB-EFFICIENCY.md")
+    text = (ROOT / block.file).read_text(encoding="utf-8")
+    assert block.replaced(text) == text
+    assert "| ABC, time | 1,877 | 1,877 |" in text
 
 
 @pytest.mark.shipped

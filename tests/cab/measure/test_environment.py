@@ -44,3 +44,11 @@ def test_a_manifest_is_whole_json_with_what_a_reader_needs(tmp_path: Path) -> No
     assert {"torch", "threads", "cpu", "load_average", "environment", "git", "command"} <= set(manifest)
     assert not list(tmp_path.glob("manifests/.*"))
     assert json.loads(json.dumps(describe("cpu")))["hardware"] == hardware_id("cpu")
+
+
+@pytest.mark.parametrize("program", ["/home/somebody/venv/bin/cab", ".venv/bin/cab", "/somewhere/cab/__main__.py"])
+def test_a_manifest_holds_no_path_of_the_machine(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "efficiency", "threads=2"])
+    identity = write_manifest(tmp_path, "cpu", {})
+    manifest = json.loads((tmp_path / "manifests" / f"{identity}.json").read_text())
+    assert manifest["command"] == ["cab", "efficiency", "threads=2"]
