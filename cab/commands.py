@@ -136,12 +136,16 @@ def check(composer: Composer, arguments: Arguments) -> int:
 
 
 def report(composer: Composer, arguments: Arguments) -> int:
-    """Pages from records."""
-    from cab.errors import blame_user
-    from cab.report.make import report as make
+    """Pages from records, or from the numbers of papers."""
+    from cab.errors import blame_user, unknown
+    from cab.report import imported, make
 
+    config: schema.Report = typed(composer, arguments)
+    sources: dict[str, Callable[[schema.Report], object]] = {"records": make.report, "published": imported.report}
+    if config.source not in sources:
+        raise unknown("source", config.source, sources)
     with blame_user():
-        make(typed(composer, arguments))
+        sources[config.source](config)
     return 0
 
 

@@ -73,10 +73,11 @@ VERBS: dict[str, VerbHelp] = {
         "leaderboard.md, index.html and figures from records",
         """\
         Reads records only; the same records give the same bytes.
-        Keys: results=DIR (every folder below it that holds records)  folder=DIR (only this one)""",
+        Keys: results=DIR (every folder below it that holds records)  folder=DIR (only this one)
+              fit=measured|cab2023  source=records|published  dry_run=true""",
         (
             ("cab report", "all that stands under results/"),
-            ("cab report results=results", "the same, said"),
+            ("cab report source=published", "numbers of papers: CAB's leaderboards made again from its task metrics"),
             ("cab report --cfg job", "its keys"),
         ),
     ),

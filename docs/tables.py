@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cab.compose import Composer
-from cab.report.book import build_book
-from cab.report.evidence import read_evidence
+from cab.report import numbers
+from cab.report.book import BASELINE, build_book
+from cab.report.certificates import verdict
+from cab.report.cost import Costs, variants
+from cab.report.evidence import Evidence, read_evidence, sections
 from cab.report.markdown import titled
+from cab.report.patterns import PATTERNS, PatternText
 from cab.support import LEGEND, markdown
 
 ROOT = Path(__file__).parent.parent
+LENGTH = 4096  # of the table of costs
+PHASES = {"inference": "forward", "training": "forward+backward"}
 
 
 def support_matrix() -> str:
@@ -35,6 +41,38 @@ def cab2023() -> str:
     return "\n".join(lines).strip()
 
 
+def costs() -> str:
+    """Time over fused exact attention of every mechanism at one length, per hardware of ``results/reference/zoo``."""
+    lines: list[str] = []
+    for folder in sorted((ROOT / "results" / "reference" / "zoo").glob("*")):
+        evidence = read_evidence(folder)
+        found = variants(sections(evidence.rows)[0].rows, BASELINE)
+        by_phase = [next(c for c in found if (c.variant.level, c.variant.phase) == ("layer", p)) for p in PHASES]
+        heads = [f"{pattern.short} {said}" for pattern in PATTERNS for said in PHASES.values()]
+        lines += [
+            f"Time of a layer at {LENGTH:,} over that of `{BASELINE}` in the same pattern, ± half of a 95 % interval "
+            f"over processes, on `{folder.name}`; "
+            f"[all lengths, memory and records]({folder.relative_to(ROOT)}/leaderboard.md).",
+            "",
+            f"| setting | {' | '.join(heads)} |",
+            f"|---|{'---:|' * len(heads)}",
+        ]
+        names = {name for each in by_phase for pattern in PATTERNS for name in each.settings(pattern.name)}
+        for name in sorted(names - {BASELINE}):
+            cells = [_ratio(evidence, each, name, pattern) for pattern in PATTERNS for each in by_phase]
+            lines.append(f"| `{name}` | {' | '.join(cells)} |")
+        lines += ["", "–: no such form; v: causal in the values only, its selection sees the future.", ""]
+    return "\n".join(lines).strip()
+
+
+def _ratio(evidence: Evidence, costs: Costs, name: str, pattern: PatternText) -> str:
+    measured = costs.ratio(name, pattern.name, (LENGTH, LENGTH))
+    if measured is None:
+        return "–"
+    mark = " v" if verdict(evidence.certificates, name, pattern.name).value_causal else ""
+    return numbers.with_interval(measured.value, measured.interval.half_width) + mark
+
+
 class Block(NamedTuple):
     """A place between the two marks of ``name`` in a file, and what makes its text."""
 
@@ -54,6 +92,7 @@ class Block(NamedTuple):
 
 BLOCKS = (
     Block("README.md", "the support matrix: `make support`", support_matrix),
+    Block("README.md", "the costs: `make support`", costs),
     Block("docs/CAB-EFFICIENCY.md", "the comparison: `make support`", cab2023),
 )
 

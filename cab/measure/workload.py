@@ -54,6 +54,8 @@ class Workload:
             return None
         if not pattern.is_causal:
             return f"{pattern} attention has no order in which to decode"
+        if self.compile:
+            return "decoding is measured as it is, not compiled: its shapes grow with every step"
         if self.level == "model":
             return "decoding is measured at the op and layer levels: the blocks keep no state"
         if pattern not in self.setting.card.incremental:

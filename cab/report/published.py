@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import get_args
 
-from attention_zoo.contract import Pattern
 from cab.report.cells import crossing_text
 from cab.report.certificates import verdict
 from cab.report.cost import Costs
@@ -27,12 +26,13 @@ from cab.stats.efficiency_length import efficiency_length, fit_cab2023
 LENGTHS_FILE = "cab2023-efficiency-lengths.csv"
 RAW_FILE = "cab2023-efficiency-raw.csv"
 VANILLA = "vanilla"
-NONCAUSAL_SELF = next(pattern for pattern in PATTERNS if pattern.name == Pattern.NONCAUSAL_SELF)
+NONCAUSAL_SELF = next(pattern for pattern in PATTERNS if pattern.short == "NS")
 TITLES = {"time": "Time", "memory": "Memory"}
 
 
 @functools.cache
-def _rows(file: str) -> tuple[Mapping[str, str], ...]:
+def published_rows(file: str) -> tuple[Mapping[str, str], ...]:
+    """The rows of a file of ``results/published``."""
     text = (resources.files("cab.published") / file).read_text(encoding="utf-8")
     return tuple(csv.DictReader(text.splitlines()))
 
@@ -57,7 +57,7 @@ def published_table(evidence: Evidence, costs: Costs, anchor: str) -> Table | No
             ),
         ]
     rows = []
-    for entry in _rows(LENGTHS_FILE):
+    for entry in published_rows(LENGTHS_FILE):
         settings = [name for name in admitted if mechanisms[name] == entry["attention"]]
         for setting in settings:
             cells: list[Cell] = []
@@ -81,9 +81,11 @@ def published_table(evidence: Evidence, costs: Costs, anchor: str) -> Table | No
 def raw_table(anchor: str) -> Table:
     """CAB's raw costs, for the mechanisms for which its repository ships them: the fit, its residuals, the points."""
     raw: dict[tuple[str, str], dict[int, float]] = {}
-    for row in _rows(RAW_FILE):
+    for row in published_rows(RAW_FILE):
         raw.setdefault((row["attention"], row["cost"]), {})[int(row["length"])] = float(row["value"])
-    printed = {(row["printed_name"], kind): row[kind] for row in _rows(LENGTHS_FILE) for kind in get_args(Kind)}
+    printed = {
+        (row["printed_name"], kind): row[kind] for row in published_rows(LENGTHS_FILE) for kind in get_args(Kind)
+    }
     rows = []
     for (name, cost), values in raw.items():
         if name == VANILLA:

@@ -28,6 +28,7 @@ def named(name: str, kind: str) -> Setting:
 
 PASS_ON, NO_CROSSING, KILLED = named("pass_on", "PassOn"), named("no_crossing", "NoCrossing"), named("killed", "Killed")
 SDPA = Setting("sdpa", "attention_zoo.sdpa.SDPAAttention")
+LINEAR = Setting("linear", "attention_zoo.linear.LinearAttention")
 MEASURE = Measure(heads=2, head_dim=8, replicates=2, min_time_s=0.0, warmup_time_s=0.0, min_pairs=2)
 
 
@@ -322,3 +323,25 @@ def test_threads_of_the_measurement_are_those_of_the_children(tmp_path: Path) ->
     measure = replace(MEASURE, replicates=1, threads=2)
     efficiency(config(patterns=["noncausal_self"], lengths=[32], measure=measure), [SDPA], store)
     assert set(store.frame().threads) == {2}
+
+
+def test_what_cannot_be_compiled_is_not_called_compiled(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    measure = replace(MEASURE, replicates=1, phases=["decode"], compile=True)
+    efficiency(config(patterns=["causal_self"], lengths=[32], measure=measure), [SDPA], store)
+    frame = store.frame()
+    assert set(frame.status) == {"unsupported"}
+    assert frame.reason.str.contains("not compiled").all()
+
+
+@pytest.mark.slow
+def test_compiled_layers_are_measured_and_their_compiling_is_in_the_first_call(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    measure = replace(MEASURE, replicates=1, phases=["inference", "training"], compile=True, time_limit=300.0)
+    efficiency(config(patterns=["noncausal_self"], lengths=[64], measure=measure), [LINEAR, SDPA], store)
+    frame = store.frame()
+    assert set(frame.status) == {"ok"}, frame[frame.status != "ok"].reason.tolist()
+    assert frame.compiled.all()
+    first, later = (frame[frame.metric == metric].value.min() for metric in ("first_call_s", "time_s"))
+    # A compiler takes seconds, a layer of width 16 at length 64 less than a millisecond: by orders, not by timing.
+    assert first > 10 * later
