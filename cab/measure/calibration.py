@@ -1,10 +1,18 @@
 """Whether intervals of paired ratios hold what they promise: ``python -m cab.measure.calibration FOLDER``.
 
 Two operations of known times, one that spins to a deadline of 5.00 ms and one to 5.50 ms, are measured as a mechanism
-and its baseline are: children of the fork server, paired calls, a ratio per process, a 95 % interval over processes. Of
-many such measurements the intervals should hold the true ratio, 1.100, in about 95 of 100; and 1 for two copies of one
-operation, which a table then shows as a tie. ``coverage.csv`` gets every interval, ``coverage.json`` the counts and the
-machine (``make benchmark-statistics``).
+and its baseline are: children of the fork server, paired calls, a ratio per process, a 95 % interval over processes. As
+real operations do, each has a speed of its own in each process: its deadline is multiplied by a factor whose logarithm
+is normal with deviation ``SPREAD``, the same for all calls of the process. Of many such measurements the intervals
+should hold the true ratio, 1.100, in about 95 of 100; and 1 for two copies of one operation, which a table then shows
+as a tie.
+
+Without the factor all that is left is the error of the clock: a call carries about a microsecond of overhead, more in a
+process that has just been forked. How far off ratios are then, the *resolution*, is measured too; it is far below any
+interval of a real operation, and an interval of its width would be wrong about it.
+
+``coverage.csv`` gets every interval, ``coverage.json`` the counts, the resolution and the machine (``make
+benchmark-statistics``).
 """
 
 from __future__ import annotations
@@ -16,6 +24,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from cab.measure.environment import describe, hardware_id
 from cab.measure.isolate import IsolatedRunner
 from cab.measure.progress import Progress
@@ -24,6 +34,7 @@ from cab.records import Status
 from cab.stats.intervals import ratio_interval
 
 REPEATS, PROCESSES = 200, 5
+SPREAD = 0.01  # of a process's speed: as the quietest tenth of the cells in results/reference/zoo scatters
 # The pairs of true times in seconds.
 CASES = {"5.50 ms against 5.00 ms": (5.5e-3, 5.0e-3), "two copies of 5.00 ms": (5.0e-3, 5.0e-3)}
 ALLOWED = (0.91, 0.98)  # shares of 200 that 95 % allows: 1.96 standard errors are 3 %
@@ -36,8 +47,10 @@ def spin(seconds: float) -> None:
         pass
 
 
-def spin_pair(mechanism_s: float, baseline_s: float) -> float:
-    """The ratio that one process finds."""
+def spin_pair(mechanism_s: float, baseline_s: float, spread: float, seed: tuple[int, ...]) -> float:
+    """The ratio that one process finds; its two speeds are drawn from ``seed``."""
+    factors = np.exp(spread * np.random.default_rng(seed).standard_normal(2))
+    mechanism_s, baseline_s = mechanism_s * float(factors[0]), baseline_s * float(factors[1])
     times = paired_times(
         lambda: spin(mechanism_s),
         lambda: spin(baseline_s),
@@ -68,12 +81,12 @@ def calibrate(repeats: int = REPEATS, processes: int = PROCESSES) -> list[Held]:
     progress = Progress("intervals", repeats * len(CASES))
     with IsolatedRunner(threads=1, preload=["cab.measure.calibration"]) as runner:
         for repeat in range(repeats):
-            for case, (mechanism_s, baseline_s) in CASES.items():
-                outcomes = [runner.run(spin_pair, mechanism_s, baseline_s) for _ in range(processes)]
-                failed = next((outcome for outcome in outcomes if outcome.status is not Status.OK), None)
-                if failed is not None:
-                    raise RuntimeError(f"a process failed: {failed.reason}")
-                interval = ratio_interval([outcome.value for outcome in outcomes])
+            for number, (case, (mechanism_s, baseline_s)) in enumerate(CASES.items()):
+                ratios = [
+                    _ratio(runner, mechanism_s, baseline_s, SPREAD, (number, repeat, process))
+                    for process in range(processes)
+                ]
+                interval = ratio_interval(ratios)
                 assert interval.low is not None
                 assert interval.high is not None
                 true = mechanism_s / baseline_s
@@ -82,6 +95,25 @@ def calibrate(repeats: int = REPEATS, processes: int = PROCESSES) -> list[Held]:
                 progress.advance()
     progress.close()
     return found
+
+
+def resolution(processes: int = 4 * PROCESSES) -> dict[str, float]:
+    """Per case the median over processes of measured over true ratio, less one, where every process is as fast."""
+    with IsolatedRunner(threads=1, preload=["cab.measure.calibration"]) as runner:
+        return {
+            case: float(np.median([_ratio(runner, *times, 0.0, (0,)) for _ in range(processes)])) * times[1] / times[0]
+            - 1.0
+            for case, times in CASES.items()
+        }
+
+
+def _ratio(
+    runner: IsolatedRunner, mechanism_s: float, baseline_s: float, spread: float, seed: tuple[int, ...]
+) -> float:
+    outcome = runner.run(spin_pair, mechanism_s, baseline_s, spread, seed)
+    if outcome.status is not Status.OK:
+        raise RuntimeError(f"a process failed: {outcome.reason}")
+    return float(outcome.value)
 
 
 def main(folder: Path) -> int:
@@ -102,7 +134,9 @@ def main(folder: Path) -> int:
         "processes": PROCESSES,
         "level": 0.95,
         "allowed": ALLOWED,
+        "spread": SPREAD,
         "share_that_holds_the_true_ratio": shares,
+        "resolution": resolution(),
         "command": "make benchmark-statistics",
         "environment": {k: v for k, v in describe("cpu").items() if k != "host"},
     }
