@@ -78,7 +78,8 @@ EQUIVALENT = (
     (r".*\.flatten\(-3, -2\).* \| -3  ->  \+3", "axis -3 of a tensor [B, H, R, C, m, D] is its axis 3"),
     (r"count = .*valid\.sum\(-1\) \| -1  ->  \+1", "axis -1 of a mask [B, L] is its axis 1"),
     (
-        r"return (torch\.exp\(x\.clamp\(max=0\.0\)\) \+ F\.relu\(x\)|F\.relu\(project\(x, .*) \| return .*",
+        r"return (torch\.exp\(x\.clamp\(max=0\.0\)\) \+ F\.relu\(x\)|F\.relu\(x\) \+ RELU_OFFSET"
+        r"|F\.relu\(project\(x, .*) \| return .*",
         "one feature map of queries and keys alike: they enter as phi(q) . phi(k), where the two signs cancel",
     ),
     (
@@ -108,6 +109,27 @@ EQUIVALENT = (
     (
         r"length_q, length_k = query_hash\.shape\[-1\].* \| -1  ->  \+1",
         "the width of the blocks in which queries are laid out, of which the result is independent",
+    ),
+    (
+        r"(tokens = valid\.sum\(-1\)|order = \(~valid\)|size = past\.shape\[-1\]).* \| -1  ->  \+1",
+        "axis -1 of a mask [B, L] or of kernels [d, C] is its axis 1",
+    ),
+    (r"out = .*key_padding_mask\.all\(-1\).* \| -1  ->  \+1", "axis -1 of a mask [B, L] is its axis 1"),
+    (
+        r"around = F\.pad\(.* \| width - 1  ->  width \+ 1",
+        "one zero more behind the last value: fewer than a block, so that no window reads it",
+    ),
+    (
+        r"return F\.scaled_dot_product_attention\(q, k, v(, attn_mask=visible \| blind)?\) \| return .*",
+        "attention is applied twice in every product (nystromformer), where the two signs cancel",
+    ),
+    (
+        r"return torch\.minimum\(rank, \(tokens - 1\)\.clamp\(min=0\)\) \| tokens - 1  ->  tokens \+ 1",
+        "a bound that binds for runs that do not exist only, whose samples are not counted",
+    ),
+    (
+        r"low, high = .* \| ascending\.shape\[-1\] - 1  ->  ascending\.shape\[-1\] \+ 1",
+        "a bound that no piece with keys reaches: its first rank is below the number of keys",
     ),
     (
         r"return x\.reshape\(count \* length, width\)\.index_select.* \| return .*",
