@@ -3,8 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help leaderboard test lint test-slow test-mutation support benchmark-zoo benchmark-cab2023 benchmark-statistics
-.PHONY: clean
+.PHONY: help leaderboard test lint test-slow test-mutation support benchmark-zoo benchmark-cab2023 benchmark-statistics clean
 
 help:
 	@echo "make leaderboard    the quick protocol: certificates, costs, tasks, page (20 minutes on 2 cores)"
@@ -12,7 +11,7 @@ help:
 	@echo "make lint           ruff and mypy"
 	@echo "make test-slow      tests that take minutes"
 	@echo "make benchmark-zoo  time and memory of every mechanism at 1,024 to 8,192, forward and forward+backward (hours)"
-	@echo "make benchmark-cab2023  CAB's efficiency lengths by our clock, to 8,192 (an hour)"
+	@echo "make benchmark-cab2023  CAB's efficiency lengths by our clock, to 8,192 (a quarter of an hour up to 4,096)"
 	@echo "make benchmark-statistics  whether 95 % intervals of time ratios hold the truth (7 minutes)"
 	@echo "make support        certificates of the whole zoo, and the generated tables in README.md and docs/"
 	@echo "make test-mutation  a seeded fault or a changed sign in a mechanism must fail its certificate"

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from cab.sweep import Refusal, SweepSummary
 
 
-# What a protocol says of costs beside the lengths and baselines, any part of which belongs to it.
+# What a protocol says of costs, and the lists of which any part belongs to it.
 EFFICIENCY_OWNED = ("protocol", "measure", "lengths_key")
+EFFICIENCY_PARTS = ("lengths", "baselines")
 
 
 def dispatch(arguments: Arguments) -> int:
@@ -115,9 +116,8 @@ def efficiency(composer: Composer, arguments: Arguments) -> int:
     from cab.report.terminal import print_costs
 
     config: schema.Efficiency = typed(composer, arguments)
-    name = recorded_name(
-        composer, "efficiency", config, arguments.overrides, owned=EFFICIENCY_OWNED, parts=("lengths", "baselines")
-    )
+    given = arguments.overrides
+    name = recorded_name(composer, "efficiency", config, given, owned=EFFICIENCY_OWNED, parts=EFFICIENCY_PARTS)
     config = replace(config, protocol=replace(config.protocol, name=name))
     summary = measure_costs(composer, config)
     if not config.dry_run:

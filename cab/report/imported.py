@@ -12,9 +12,10 @@ from attention_zoo.contract import Pattern
 from cab import schema
 from cab.report.markdown import titled
 from cab.report.patterns import PATTERNS, PatternText
-from cab.report.published import LENGTHS_FILE, RAW_FILE, VANILLA, published_rows, raw_table
+from cab.report.published import LENGTHS_FILE, RAW_FILE, VANILLA, raw_table
 from cab.report.tables import BLANK, Cell, Column, Row, Table
 from cab.stats.compositional_index import PublishedIndex, published_constants, published_index
+from cab.stats.published import published_rows
 
 TASKS_FILE = "cab2023-tasks.csv"
 BOARDS_FILE = "cab2023-leaderboards.csv"

@@ -8,10 +8,6 @@ arXiv:2210.07661, section 5 (noncausal self attention against vanilla attention,
 
 from __future__ import annotations
 
-import csv
-import functools
-from collections.abc import Mapping
-from importlib import resources
 from typing import get_args
 
 from cab.report.cells import crossing_text
@@ -22,19 +18,13 @@ from cab.report.evidence import Evidence
 from cab.report.patterns import PATTERNS
 from cab.report.tables import BLANK, Cell, Column, Row, Table
 from cab.stats.efficiency_length import efficiency_length, fit_cab2023
+from cab.stats.published import published_rows
 
 LENGTHS_FILE = "cab2023-efficiency-lengths.csv"
 RAW_FILE = "cab2023-efficiency-raw.csv"
 VANILLA = "vanilla"
 NONCAUSAL_SELF = next(pattern for pattern in PATTERNS if pattern.short == "NS")
 TITLES = {"time": "Time", "memory": "Memory"}
-
-
-@functools.cache
-def published_rows(file: str) -> tuple[Mapping[str, str], ...]:
-    """The rows of a file of ``results/published``."""
-    text = (resources.files("cab.published") / file).read_text(encoding="utf-8")
-    return tuple(csv.DictReader(text.splitlines()))
 
 
 def published_table(evidence: Evidence, costs: Costs, anchor: str) -> Table | None:

@@ -16,15 +16,14 @@ arXiv:2210.07661, section 3; constants: ``compositional_index.py`` of its reposi
 
 from __future__ import annotations
 
-import csv
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from types import MappingProxyType
 
 from attention_zoo.contract import Pattern
 from attention_zoo.errors import UnknownName
+from cab.stats.published import published_rows
 
 CONSTANTS = "cab2023-index-constants.csv"
 
@@ -59,10 +58,9 @@ class PublishedIndex:
 @functools.cache
 def published_constants() -> Mapping[Pattern, Mapping[str, Constant]]:
     """By pattern and metric, in CAB's order."""
-    text = (resources.files("cab.published") / CONSTANTS).read_text(encoding="utf-8")
     by_short = {pattern.short: pattern for pattern in Pattern}
     found: dict[Pattern, dict[str, Constant]] = {pattern: {} for pattern in Pattern}
-    for row in csv.DictReader(text.splitlines()):
+    for row in published_rows(CONSTANTS):
         constant = Constant(row["task"], int(row["sign"]), float(row["mean"]), float(row["deviation"]))
         found[by_short[row["pattern"]]][row["metric"]] = constant
     return MappingProxyType(found)

@@ -7,7 +7,7 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from cab.commands import EFFICIENCY_OWNED
+from cab.commands import EFFICIENCY_OWNED, EFFICIENCY_PARTS
 from cab.compose import Composer
 from cab.protocol import recorded_name
 
@@ -15,8 +15,8 @@ from cab.protocol import recorded_name
 def name(*overrides: str) -> str:
     with Composer() as composer:
         config = OmegaConf.to_object(composer.compose("efficiency", overrides))
-        parts = ("lengths", "baselines")
-        return recorded_name(composer, "efficiency", config, overrides, owned=EFFICIENCY_OWNED, parts=parts)
+        owned, parts = EFFICIENCY_OWNED, EFFICIENCY_PARTS
+        return recorded_name(composer, "efficiency", config, overrides, owned=owned, parts=parts)
 
 
 @pytest.mark.parametrize(

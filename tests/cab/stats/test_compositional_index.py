@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
-from importlib import resources
 
 import pytest
 from hypothesis import given
@@ -13,6 +11,7 @@ from hypothesis import strategies as st
 from attention_zoo.contract import Pattern
 from attention_zoo.errors import UnknownName
 from cab.stats.compositional_index import published_constants, published_index
+from cab.stats.published import published_rows
 
 # What CAB's repository takes for vanilla attention, and the z, task and pattern indices that its script makes of it.
 VANILLA = {
@@ -47,15 +46,10 @@ VANILLA = {
 PATTERNS = {pattern.short: pattern for pattern in Pattern}
 
 
-def read(file: str) -> list[dict[str, str]]:
-    text = (resources.files("cab.published") / file).read_text(encoding="utf-8")
-    return list(csv.DictReader(text.splitlines()))
-
-
 def as_published() -> Mapping[tuple[str, str], dict[str, float]]:
     """The metrics that CAB's constants go with: by slot, swapped columns left as printed, D4's constant as used."""
     found: dict[tuple[str, str], dict[str, float]] = {}
-    for row in read("cab2023-tasks.csv"):
+    for row in published_rows("cab2023-tasks.csv"):
         used = row["corrected"] if row["erratum"].startswith("D4") else row["value"]
         found.setdefault((row["pattern"], row["attention"]), {})[row["metric"]] = float(used)
     return found
@@ -72,8 +66,8 @@ def test_the_worked_vectors(short: str) -> None:
     assert index.mean == pytest.approx(mean, abs=1e-4)
 
 
-@pytest.mark.parametrize("row", read("cab2023-leaderboards.csv"), ids=lambda r: "-".join([*r.values()][:3]))
-def test_printed_metrics_make_the_printed_leaderboards(row: dict[str, str]) -> None:
+@pytest.mark.parametrize("row", published_rows("cab2023-leaderboards.csv"), ids=lambda r: "-".join([*r.values()][:3]))
+def test_printed_metrics_make_the_printed_leaderboards(row: Mapping[str, str]) -> None:
     metrics = as_published()
     index = published_index(row["pattern"], metrics[row["pattern"], row["attention"]])
     if row["column"] == "delta":
@@ -89,7 +83,7 @@ def test_printed_metrics_make_the_printed_leaderboards(row: dict[str, str]) -> N
 
 
 def test_swapped_columns_and_the_printed_perplexity_make_other_figures() -> None:
-    rows = read("cab2023-tasks.csv")
+    rows = published_rows("cab2023-tasks.csv")
     performer = {
         row["metric"]: float(row["corrected"] or row["value"])
         for row in rows

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-from importlib import resources
-
 import numpy as np
 import pytest
 
 from cab.stats.efficiency_length import efficiency_length, fit_cab2023
+from cab.stats.published import published_rows
 
 LENGTHS = [256, 512, 1024, 2048, 4096, 8192]
 
 
 def published(attention: str, cost: str, scale: float = 1.0) -> list[float]:
     """CAB's shipped raw data, from our copy of them."""
-    text = (resources.files("cab.published") / "cab2023-efficiency-raw.csv").read_text(encoding="utf-8")
-    rows = [row for row in csv.DictReader(text.splitlines()) if (row["attention"], row["cost"]) == (attention, cost)]
+    every = published_rows("cab2023-efficiency-raw.csv")
+    rows = [row for row in every if (row["attention"], row["cost"]) == (attention, cost)]
     assert [int(row["length"]) for row in rows] == LENGTHS
     return [scale * float(row["value"]) for row in rows]
 
