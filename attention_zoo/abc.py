@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from attention_zoo.contract import Card, Pattern, ProjectedAttention, State, Support, Unsupported
+from attention_zoo.contract import Card, Pattern, ProjectedAttention, State, Support
 from attention_zoo.errors import UnknownName
 from attention_zoo.primitives import accumulation_dtype, without_autocast
 
@@ -327,10 +327,7 @@ class ABCAttention(ProjectedAttention):
         source: Float[Tensor, "B Lk E"] | None = None,
         key_padding_mask: Bool[Tensor, "B Lk"] | None = None,
     ) -> tuple[Float[Tensor, "B L E"], State]:
-        if not self.pattern.is_causal:
-            raise Unsupported(f"{self.pattern} attention has no order in which to decode")
-        self.check_inputs(x, source, source, key_padding_mask)
-        keys = x if source is None else source
+        keys = self.check_prefix(x, source, key_padding_mask)
         q, k, v = self._project(x, keys, keys)
         logits = self.control_logits(keys, k, v)
         if self.pattern.is_cross:

@@ -177,6 +177,11 @@ class _Configurable(nn.Module):
     _COMMON: ClassVar[frozenset[str]] = frozenset({"max_length", "max_length_key", "dropout", "bias"})
 
     @classmethod
+    def implementations(cls) -> tuple[str, ...]:
+        """Ways to compute the same mathematics: the values of an option ``impl``. A single one needs no option."""
+        return ("auto",)
+
+    @classmethod
     def option_parameters(cls) -> dict[str, inspect.Parameter]:
         """The mechanism's own keyword-only options, by name, with type and default."""
         parameters = inspect.signature(cls.__init__).parameters
@@ -358,6 +363,16 @@ class Attention(_Configurable):
                 f"key_padding_mask is {mask.dtype} {list(mask.shape)}, expected torch.bool {list(keys.shape[:2])}"
             )
 
+    def check_prefix(self, x: Tensor, source: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Where the keys of a prefix come from: itself, or the source of CC; called by every ``prefill``.
+
+        Raises :class:`Unsupported` in the noncausal patterns, ``ValueError`` as :meth:`check_inputs`.
+        """
+        if not self.pattern.is_causal:
+            raise Unsupported(f"{self.pattern} attention has no order in which to decode")
+        self.check_inputs(x, source, source, mask)
+        return x if source is None else source
+
 
 class ProjectedAttention(Attention):
     """The projections W_Q, W_K, W_V and W_O around whatever mixes the heads.
@@ -470,6 +485,10 @@ class HeadwiseAttention(ProjectedAttention):
         )
 
     @classmethod
+    def implementations(cls) -> tuple[str, ...]:
+        return cls.core_type.implementations()
+
+    @classmethod
     def option_parameters(cls) -> dict[str, inspect.Parameter]:
         return cls.core_type.option_parameters()
 
@@ -492,10 +511,7 @@ class HeadwiseAttention(ProjectedAttention):
         source: Float[Tensor, "B Lk E"] | None = None,
         key_padding_mask: Bool[Tensor, "B Lk"] | None = None,
     ) -> tuple[Float[Tensor, "B L E"], State]:
-        if not self.pattern.is_causal:
-            raise Unsupported(f"{self.pattern} attention has no order in which to decode")
-        self.check_inputs(x, source, source, key_padding_mask)
-        keys = x if source is None else source
+        keys = self.check_prefix(x, source, key_padding_mask)
         out, state = self.core.prefill(*self._project(x, keys, keys), key_padding_mask=key_padding_mask)
         return self._merge(out), state
 

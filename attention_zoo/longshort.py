@@ -344,9 +344,7 @@ class LongShortAttention(ProjectedAttention):
         source: Float[Tensor, "B Lk E"] | None = None,
         key_padding_mask: Bool[Tensor, "B Lk"] | None = None,
     ) -> tuple[Float[Tensor, "B L E"], State]:
-        if not self.pattern.is_causal:
-            raise Unsupported(f"{self.pattern} attention has no order in which to decode")
-        self.check_inputs(x, source, source, key_padding_mask)
+        self.check_prefix(x, source, key_padding_mask)
         q = self._split(self.query_projection(x))
         if source is not None:
             summaries = self._summarise(self._tokens(source, source, key_padding_mask), source.shape[1])

@@ -48,7 +48,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
 
-from attention_zoo.contract import Attention, Card, Pattern, State, Support, Unsupported
+from attention_zoo.contract import Attention, Card, Pattern, State, Support
 from attention_zoo.errors import UnknownName
 from attention_zoo.primitives import accumulation_dtype, without_autocast
 
@@ -279,9 +279,7 @@ class S4DAttention(Attention):
         source: Float[Tensor, "B Lk E"] | None = None,
         key_padding_mask: Bool[Tensor, "B L"] | None = None,
     ) -> tuple[Float[Tensor, "B L E"], State]:
-        if not self.pattern.is_causal:
-            raise Unsupported(f"{self.pattern} attention has no order in which to decode")
-        self.check_inputs(x, source, source, key_padding_mask)
+        self.check_prefix(x, source, key_padding_mask)
         out, state = self._run(x, key_padding_mask, want_state=True)
         assert state is not None
         return out, DiagonalState(state)

@@ -16,6 +16,9 @@ column of queries and keys,
 
 with c so large that e^(-c^2 / sqrt(D)) is zero beside any weight.
 
+``impl`` names a kernel in place of PyTorch's choice: ``math`` is its plain one, whose L x L weights are in memory,
+``flash`` the tiled one and no other.
+
 Time O(Lq Lk D), half of it in the causal self pattern; memory O(L D). All four patterns are published.
 
 Source: T. Dao et al., "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", NeurIPS 2022,
@@ -31,9 +34,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attention_zoo import softmax
-from attention_zoo.contract import AttentionCore, HeadwiseAttention, Pattern
+from attention_zoo.contract import AttentionCore, HeadwiseAttention, Pattern, Unsupported
+from attention_zoo.errors import UnknownName
 
 CARD = dataclasses.replace(
     softmax.CARD,
@@ -47,9 +52,39 @@ CARD = dataclasses.replace(
 
 PADDING = 2.0**15  # c: a number in every floating-point type, its square far above any logit
 
+# Those that the CPU has too, where certificates are made.
+KERNELS = {"math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION}
+
 
 class SDPACore(softmax.SoftmaxCore):
-    """Fused softmax attention; cache and steps are those of :class:`~attention_zoo.softmax.SoftmaxCore`."""
+    """Fused softmax attention; cache and steps are those of :class:`~attention_zoo.softmax.SoftmaxCore`.
+
+    Args:
+        impl: ``auto`` (PyTorch chooses), ``math`` or ``flash``; :class:`~attention_zoo.contract.Unsupported` is raised
+            by a call for which there is no such kernel.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        pattern: Pattern | str,
+        *,
+        max_length: int,
+        max_length_key: int | None = None,
+        dropout: float = 0.0,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__(
+            num_heads, head_dim, pattern, max_length=max_length, max_length_key=max_length_key, dropout=dropout
+        )
+        if impl not in self.implementations():
+            raise UnknownName("impl", impl, self.implementations())
+        self.impl = impl
+
+    @classmethod
+    def implementations(cls) -> tuple[str, ...]:
+        return ("auto", *KERNELS)
 
     def attend(
         self,
@@ -60,16 +95,44 @@ class SDPACore(softmax.SoftmaxCore):
         *,
         causal: bool,
     ) -> Float[Tensor, "B H Lq Dv"]:
+        scale = q.shape[-1] ** -0.5
+        if self.impl == "auto":
+            return self._attend(q, k, v, key_padding_mask, causal=causal, scale=scale)
+        if self.impl == "flash" and self.dropout and self.training and q.device.type == "cpu":
+            raise Unsupported("PyTorch's flash kernel has no dropout on the CPU")
+        width_of_values = v.shape[-1]
+        if q.shape[-1] != v.shape[-1]:  # the flash kernel wants one width
+            width = max(q.shape[-1], v.shape[-1])
+            q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+        try:
+            with sdpa_kernel(KERNELS[self.impl]):
+                return self._attend(q, k, v, key_padding_mask, causal=causal, scale=scale)[..., :width_of_values]
+        except RuntimeError as error:
+            if not str(error).startswith(("No available kernel", "No viable backend")):
+                raise
+            where = f"{q.dtype} on {q.device.type}".removeprefix("torch.")
+            raise Unsupported(f"PyTorch has no {self.impl} kernel for {where}, head size {q.shape[-1]}") from error
+
+    def _attend(
+        self,
+        q: Float[Tensor, "B H Lq D"],
+        k: Float[Tensor, "B H Lk D"],
+        v: Float[Tensor, "B H Lk Dv"],
+        key_padding_mask: Bool[Tensor, "B Lk"] | None,
+        *,
+        causal: bool,
+        scale: float,
+    ) -> Float[Tensor, "B H Lq Dv"]:
         dropout = self.dropout if self.training else 0.0
         if key_padding_mask is None:
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=scale)
         if causal:
-            return self._attend_padded(q, k, v, key_padding_mask, dropout)
+            return self._attend_padded(q, k, v, key_padding_mask, dropout, scale)
         visible = softmax.visible_keys(q.shape[2], k, key_padding_mask, causal=causal)
         assert visible is not None
         # Kernels differ in what they make of a row that sees nothing (zeros, means, NaN): let it see all, then zero it.
         blind = ~visible.any(-1, keepdim=True)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible | blind, dropout_p=dropout)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible | blind, dropout_p=dropout, scale=scale)
         return out.masked_fill(blind, 0.0)
 
     def _attend_padded(
@@ -79,6 +142,7 @@ class SDPACore(softmax.SoftmaxCore):
         v: Float[Tensor, "B H L Dv"],
         key_padding_mask: Bool[Tensor, "B L"],
         dropout: float,
+        scale: float,
     ) -> Float[Tensor, "B H L Dv"]:
         """The causal self pattern with padding, in memory O(L D)."""
         padding = key_padding_mask[:, None, :, None].expand(*k.shape[:-1], 1)
@@ -88,7 +152,7 @@ class SDPACore(softmax.SoftmaxCore):
             F.pad(v, (0, 1)),  # the fused kernels want one width
             dropout_p=dropout,
             is_causal=True,
-            scale=q.shape[-1] ** -0.5,
+            scale=scale,
         )[..., : v.shape[-1]]
         blind = (~key_padding_mask).cumsum(-1) == 0
         return out.masked_fill(blind[:, None, :, None], 0.0)

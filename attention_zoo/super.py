@@ -95,9 +95,16 @@ class SuperCore(sdpa.SDPACore):
         max_length: int,
         max_length_key: int | None = None,
         dropout: float = 0.0,
+        impl: str = "auto",
     ) -> None:
         super().__init__(
-            num_heads, head_dim, pattern, max_length=max_length, max_length_key=max_length_key, dropout=dropout
+            num_heads,
+            head_dim,
+            pattern,
+            max_length=max_length,
+            max_length_key=max_length_key,
+            dropout=dropout,
+            impl=impl,
         )
         self.alignment_kernel = nn.Parameter(torch.eye(self.max_length_key))
 

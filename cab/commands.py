@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 # What a protocol says of costs, and the lists of which any part belongs to it.
-EFFICIENCY_OWNED = ("protocol", "measure", "lengths_key")
+EFFICIENCY_OWNED = ("protocol", "measure", "lengths_key", "impl")
 EFFICIENCY_PARTS = ("lengths", "baselines")
 
 

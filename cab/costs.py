@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,12 @@ from cab import protocol
 from cab.certificates import certificate, gate
 from cab.compose import Composer
 from cab.efficiency import Summary, efficiency
-from cab.errors import unknown
+from cab.errors import blame_user, unknown
 from cab.measure.environment import hardware_id
 from cab.records import RecordStore
 from cab.report.crossings import fit_named
 from cab.schema import Efficiency
-from cab.settings import Setting
+from cab.settings import Setting, by_implementation
 
 
 def patterns(wanted: list[str]) -> list[Pattern]:
@@ -50,7 +51,10 @@ def measure_costs(composer: Composer, config: Efficiency, *, on_cell: Callable[[
     devices.resolve_dtype(config.dtype)
     threads = devices.resolve_threads(config.threads)
     fit_named(config.fit)
-    settings = composer.settings(config.attentions)
+    with blame_user():
+        settings, without = by_implementation(composer.settings(config.attentions), config.impl)
+    for impl, names in without.items():
+        print(f"impl {impl}: not offered by {', '.join(names)}, left out", file=sys.stderr, flush=True)
     baselines = {name: composer.settings([name])[0] for name in config.baselines}
     store = RecordStore(folder_of(config))
     protocol.require_writable(store.folder)

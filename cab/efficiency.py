@@ -378,6 +378,7 @@ class _Grid:
             "threads": self.threads,
             "phase": w.phase,
             "level": w.level,
+            "impl": w.setting.impl,
             "compiled": w.compile,
         }
 

@@ -45,7 +45,7 @@ VERBS: dict[str, VerbHelp] = {
         "time, memory and work of attentions by length, paired with exact attention",
         """\
         Keys: attentions=[...]  patterns=[...]  lengths=[...]  lengths_key=[...]  results=DIR  device=  dtype=  threads=
-              protocol=NAME (its grid, or a part of it)  fit=measured|cab2023
+              protocol=NAME (its grid, or a part of it)  fit=measured|cab2023  impl=[auto,math]
               measure.levels=[layer]  measure.phases=[inference]  measure.batch=  measure.heads=  measure.head_dim=
               measure.threads=  measure.replicates=  measure.time_limit=  measure.memory_limit=2GiB
               measure.half_width=0.03  measure.refine=2  measure.compile=true""",

@@ -94,14 +94,16 @@ class Efficiency(Common):
     """``cab efficiency``: cost of attentions x patterns x lengths, each paired with ``sdpa`` and ``softmax``.
 
     ``attentions`` are settings by name or wildcard, or ``all``. ``lengths_key`` are the key lengths of the cross
-    patterns (None: equal to the query's). ``fit`` is that of the report at the end (see :class:`Report`). A
-    ``protocol`` gives the grid and how it is measured; any part of its grid belongs to it.
+    patterns (None: equal to the query's). ``impl`` are implementations, of those that a mechanism offers (``auto``: the
+    setting as it is); each is a row of its own, with a certificate of its own. ``fit`` is that of the report at the end
+    (see :class:`Report`). A ``protocol`` gives the grid and how it is measured; any part of its grid belongs to it.
     """
 
     attentions: list[str] = field(default_factory=lambda: ["all"])
     patterns: list[str] = field(default_factory=lambda: ["all"])
     lengths: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048])
     lengths_key: list[int] | None = None
+    impl: list[str] = field(default_factory=lambda: ["auto"])
     baselines: list[str] = field(default_factory=lambda: ["sdpa", "softmax"])
     protocol: Protocol = field(default_factory=lambda: Protocol(name="adhoc", version=1))
     fit: str = "measured"

@@ -7,11 +7,12 @@ The registry lists mechanisms (``smyrf``); the config group ``attention`` lists 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from attention_zoo.contract import Attention, AttentionCore, Card, HeadwiseAttention, Pattern, Unsupported
+from attention_zoo.errors import UnknownName
 from attention_zoo.registry import check_options
 
 
@@ -84,6 +85,17 @@ class Setting:
         )
 
     @property
+    def impl(self) -> str:
+        """The implementation that is built."""
+        return str(self.options.get("impl", "auto"))
+
+    def implemented(self, impl: str) -> Setting:
+        """The same mathematics by another implementation; ``auto`` leaves the setting as its YAML says."""
+        if impl == "auto":
+            return self
+        return replace(self, name=f"{self.name}[impl={impl}]", options={**self.options, "impl": impl})
+
+    @property
     def has_core(self) -> bool:
         """Whether the mechanism has an op level."""
         return issubclass(self.kind, HeadwiseAttention)
@@ -111,3 +123,22 @@ class Setting:
             dropout=dropout,
             **self.options,
         )
+
+
+def by_implementation(settings: Sequence[Setting], wanted: Sequence[str]) -> tuple[list[Setting], dict[str, list[str]]]:
+    """Each setting in each wanted implementation that its mechanism offers.
+
+    Returns:
+        The settings, and by implementation the names of those that do not offer it.
+
+    Raises:
+        UnknownName: for an implementation that none of the settings offers.
+    """
+    offers = {setting.name: setting.kind.implementations() for setting in settings}
+    known = dict.fromkeys(name for offered in offers.values() for name in offered)
+    for impl in wanted:
+        if impl not in known:
+            raise UnknownName("impl", impl, known)
+    found = [setting.implemented(impl) for setting in settings for impl in wanted if impl in offers[setting.name]]
+    without = {impl: [name for name, offered in offers.items() if impl not in offered] for impl in wanted}
+    return found, {impl: names for impl, names in without.items() if names}

@@ -13,6 +13,7 @@ from cab.report.cost import Costs, Length, Measured, length_of
 from cab.report.evidence import Evidence, Row
 from cab.report.quality import FLOOR, Column, Quality, Score, Standing, task_of
 from cab.report.tables import BLANK, Cell, Details
+from cab.schema import Common, Measure
 from cab.stats.efficiency_length import EfficiencyLength
 from cab.stats.intervals import Interval
 
@@ -251,14 +252,34 @@ def repeat(row: Row) -> str | None:
         words += [f"size={row['size']}"] if row.get("size") else []
     else:
         length = length_of(row)
-        if options or length is None:
+        impl = [option.removeprefix("impl=") for option in options if option.startswith("impl=")]
+        if len(options) > len(impl) or length is None:
             return None
         words = ["cab", "efficiency", f"attentions=[{name}]", f"patterns=[{pattern}]", f"lengths=[{length[0]}]"]
         words += [f"lengths_key=[{length[1]}]"] if length[1] != length[0] else []
+        words += [f"impl=[{impl[0]}]"] if impl else []
+        words += _measured_so(row) if row.get("protocol") == "adhoc" else []
     protocol = row.get("protocol")
     if protocol and protocol != "adhoc" and "+" not in protocol:
         words.append(f"protocol={protocol}")
     return shlex.join(words)
+
+
+def _measured_so(row: Row) -> list[str]:
+    """The overrides of a cost cell whose shape or way of measuring is not the usual one."""
+    usual = Measure()
+    words = [
+        f"measure.{key}=[{row[column]}]"
+        for key, column, default in (("levels", "level", usual.levels), ("phases", "phase", usual.phases))
+        if row.get(column) and [row[column]] != default
+    ]
+    words += [
+        f"measure.{key}={row[key]}"
+        for key in ("batch", "heads", "head_dim")
+        if row.get(key) and row[key] != getattr(usual, key)
+    ]
+    words += ["measure.compile=true"] if row.get("compiled") else []
+    return words + ([f"dtype={row['dtype']}"] if row.get("dtype") not in (None, Common().dtype) else [])
 
 
 def _options(name: str) -> tuple[str, list[str]]:

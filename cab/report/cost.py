@@ -53,6 +53,13 @@ class Variant:
         return (level, phase, self.compiled, self.batch or 0, self.heads or 0, self.head_dim or 0)
 
 
+TIMED = ("time_s", "ratio")
+
+
+def _timed(rows: Iterable[Row]) -> bool:
+    return any(row["metric"] in TIMED for row in rows)
+
+
 @dataclass(frozen=True)
 class Measured:
     """A cost cell: its value, an interval where replicates give one, and the rows behind it."""
@@ -89,8 +96,10 @@ class Costs:
         return sorted(found, key=lambda length: (length[1], length[0]))
 
     def settings(self, pattern: str) -> list[str]:
-        found = {setting for setting, where, *_ in self._values if where == pattern}
-        return sorted(found | {setting for setting, where, _ in self._failed if where == pattern})
+        """What was to be timed; not what only had its memory traced, to be the baseline of others."""
+        found = {key[0] for key in self._values if key[1] == pattern and key[3] in TIMED}
+        failed = {key[0] for key, rows in self._failed.items() if key[1] == pattern and _timed(rows)}
+        return sorted(found | failed)
 
     def baselines(self, pattern: str) -> list[str]:
         """The settings that ratios are to; the headline's baseline first."""

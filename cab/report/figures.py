@@ -310,7 +310,14 @@ def _label_points(axes: Axes, panel: QualityPanel, settings: Sequence[str]) -> N
             va="center",
             fontsize=9,
             color=colour,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.6,
+                "relpos": (0.0 if best[3] == "left" else 1.0, 0.5),
+                "shrinkA": 1,
+                "shrinkB": 3,
+            }
             if far
             else None,
         )
@@ -356,7 +363,14 @@ def _label_ends(axes: Axes, figure: CostFigure) -> None:
             va="center",
             fontsize=9,
             color=colour,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.6,
+                "relpos": (0.0, 0.5),  # from the label's left end: from its middle the line would cross the name
+                "shrinkA": 1,
+                "shrinkB": 2,
+            },
         )
 
 

@@ -12,9 +12,10 @@ COSTS = ("Faster from", "Time at ", "Memory at ")
 
 def print_costs(report: Report) -> None:
     """The cost columns of every pattern's table, each gap with its reason, and where the pages are."""
-    console = Console(highlight=False)
+    # No markup: sdpa[impl=math] is a name.
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=200)
+        console = Console(highlight=False, markup=False, width=200)
     for section in report.book.sections:
         for part in section.patterns:
             main = part.main
@@ -34,6 +35,6 @@ def print_costs(report: Report) -> None:
             notes += [f"{', '.join(absent.settings)}: {absent.reason}" for absent in main.absent]
             console.print(shown)
             for note in dict.fromkeys(notes):
-                console.print(f"  {note}", style="dim", markup=False)
+                console.print(f"  {note}", style="dim")
             console.print()
-    console.print(f"page:  {report.paths[1]}\ntable: {report.paths[0]}", soft_wrap=True, markup=False)
+    console.print(f"page:  {report.paths[1]}\ntable: {report.paths[0]}", soft_wrap=True)

@@ -59,6 +59,8 @@ class EfficiencyLength:
             return f"from {self.value:,.0f} or less"
         if self.kind == "never up to L":
             return f"never up to {self.value:,.0f}"
+        if self.kind == "several" and len(self.crossings) == 1:
+            return f"only up to {self.value:,.0f}"
         if self.kind == "several":
             return "several: " + "; ".join(f"{crossing:,.0f}" for crossing in self.crossings)
         if self.method == "n too small":

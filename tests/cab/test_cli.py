@@ -49,6 +49,8 @@ MISTAKES = [
     (["check", "attentions=[nowhere.Nothing]"], ["nowhere.Nothing"]),
     (["efficiency", "lengths=256"], ["takes a list", "lengths=[256]"]),
     (["efficiency", "measure.replicate=3"], ["'replicate'", "did you mean 'replicates'"]),
+    (["efficiency", "attentions=[sdpa]", "impl=[mth]"], ["unknown impl 'mth'", "did you mean 'math'"]),
+    (["efficiency", "attentions=[linear]", "impl=[math]"], ["unknown impl 'math'", "allowed: auto"]),
     (["efficiency", "patterns=[causal]"], ["'causal'", "did you mean 'causal_self'"]),
     (["leaderboard", "tasks=[lmm]"], ["'lmm'", "did you mean 'lm'"]),
     (["list", "--confg-dir", "x"], ["'--confg-dir'", "did you mean '--config-dir'"]),

@@ -17,7 +17,7 @@ from attention_zoo.contract import Pattern
 from cab.efficiency import Summary, efficiency, plan
 from cab.records import RecordStore, Status
 from cab.schema import Efficiency, Measure
-from cab.settings import Setting
+from cab.settings import Setting, by_implementation
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks")
 
@@ -345,3 +345,20 @@ def test_compiled_layers_are_measured_and_their_compiling_is_in_the_first_call(t
     first, later = (frame[frame.metric == metric].value.min() for metric in ("first_call_s", "time_s"))
     # A compiler takes seconds, a layer of width 16 at length 64 less than a millisecond: by orders, not by timing.
     assert first > 10 * later
+
+
+def test_implementations_are_rows_of_their_own(tmp_path: Path) -> None:
+    settings, without = by_implementation([SDPA, LINEAR], ["auto", "math"])
+    assert [setting.name for setting in settings] == ["sdpa", "sdpa[impl=math]", "linear"]
+    assert without == {"math": ["linear"]}
+    store = RecordStore(tmp_path)
+    measure = replace(MEASURE, replicates=1, levels=["op"], heads=1)
+    efficiency(config(patterns=["noncausal_self"], lengths=[512], measure=measure), settings, store)
+    frame = store.frame()
+    assert dict(zip(frame["setting"], frame["impl"], strict=True)) == {
+        "sdpa": "auto",
+        "sdpa[impl=math]": "math",
+        "linear": "auto",
+    }
+    peaks = rows(frame, metric="peak_extra_bytes").set_index("setting")["value"]
+    assert peaks["sdpa[impl=math]"] > 512**2 * 4 > 4 * peaks["sdpa"]

@@ -30,7 +30,14 @@ def test_a_part_of_the_grid_belongs_to_the_protocol(overrides: list[str]) -> Non
 
 @pytest.mark.parametrize(
     "override",
-    ["lengths=[512,300]", "lengths_key=[512]", "measure.batch=2", "measure.min_pairs=1", "baselines=[softmax]"],
+    [
+        "lengths=[512,300]",
+        "lengths_key=[512]",
+        "measure.batch=2",
+        "measure.min_pairs=1",
+        "baselines=[softmax]",
+        "impl=[math]",
+    ],
 )
 def test_what_the_protocol_does_not_say_goes_elsewhere(override: str) -> None:
     assert re.fullmatch(r"quick\+[0-9a-f]{6}", name("protocol=quick", override))

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from cab.report.make import make_report, report, top_of_each_pattern
+from cab.report.terminal import print_costs
 from cab.schema import Report as Config
 
 NS = "noncausal_self"
@@ -183,3 +184,14 @@ def test_no_records_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=re.escape(str(tmp_path))) as caught:
             report(config)
         assert "\n" not in str(caught.value)
+
+
+def test_the_terminal_shows_what_was_timed_by_its_whole_name(folder: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder.certificate("sdpa[impl=math]", {NS: "certified"})
+    for replicate in range(3):
+        folder.cost("sdpa[impl=math]", NS, 256, "ratio", 1.5, replicate=replicate, baseline="sdpa")
+    folder.cost("softmax", NS, 256, "peak_extra_bytes", 1024.0)  # a baseline's memory alone
+    print_costs(make_report(folder.path, figures=False))
+    told = capsys.readouterr().out
+    assert "sdpa[impl=math]" in told
+    assert "softmax" not in told
