@@ -10,15 +10,15 @@ FAULTS = [
     (
         "sdpa.py",
         "wrong temperature",
-        "F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)",
-        "F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=q.shape[-1] ** -0.25)",
+        "scale = q.shape[-1] ** -0.5",
+        "scale = q.shape[-1] ** -0.25",
     ),
     ("softmax.py", "masks joined by or", "visible & past", "visible | past"),
     (
         "sdpa.py",
         "future seen where there is padding",
-        "visible = softmax.visible_keys(q.shape[2], k, key_padding_mask, causal=causal)",
-        "visible = softmax.visible_keys(q.shape[2], k, key_padding_mask, causal=False)",
+        "is_causal=True",
+        "is_causal=False",
     ),
     ("sdpa.py", "row that sees nothing", "return out.masked_fill(blind, 0.0)", "return out"),
     (

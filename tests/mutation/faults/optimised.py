@@ -27,5 +27,5 @@ FAULTS = [
         "torch.cat([self.v, v], dim=2)",
         "torch.cat([self.v, self.v[:, :, -1:]], dim=2)",
     ),
-    ("sdpa.py", "flag ignored", "is_causal=causal)", "is_causal=False)"),
+    ("sdpa.py", "flag ignored", "is_causal=causal, scale=scale)", "is_causal=False, scale=scale)"),
 ]

@@ -3,11 +3,11 @@
 FAULTS = [
     # True means "may attend" to the kernel and "ignore" to a key padding mask.
     ("sign of the mask", "attn_mask=visible | blind", "attn_mask=~visible | blind"),
-    ("flag ignored", "is_causal=causal)", "is_causal=False)"),
+    ("flag ignored", "is_causal=causal, scale=scale)", "is_causal=False, scale=scale)"),
     (
         "future seen where there is padding",
-        "visible = softmax.visible_keys(q.shape[2], k, key_padding_mask, causal=causal)",
-        "visible = softmax.visible_keys(q.shape[2], k, key_padding_mask, causal=False)",
+        "is_causal=True",
+        "is_causal=False",
     ),
     (
         "softmax.py",
@@ -17,8 +17,8 @@ FAULTS = [
     ),
     (
         "scaled twice",
-        "F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)",
-        "F.scaled_dot_product_attention(q * q.shape[-1] ** -0.5, k, v, dropout_p=dropout, is_causal=causal)",
+        "F.scaled_dot_product_attention(q, k, v, dropout_p",
+        "F.scaled_dot_product_attention(q * q.shape[-1] ** -0.5, k, v, dropout_p",
     ),
     ("row that sees nothing", "return out.masked_fill(blind, 0.0)", "return out"),
     ("dropout in evaluation", "self.dropout if self.training else 0.0", "self.dropout"),
