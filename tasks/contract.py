@@ -155,6 +155,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def blank_batch(self, rows: int = 1) -> Batch:
+        """A training batch of the task's shapes, its values of no meaning; fetches nothing. For counting work."""
+        raise NotImplementedError
+
     def tokens(self, batch: Batch) -> int:
         """How many tokens of the sequence under test a batch holds, padding left out."""
         raise NotImplementedError

@@ -13,7 +13,6 @@ FAULTS = [
         "scale = q.shape[-1] ** -0.5",
         "scale = q.shape[-1] ** -0.25",
     ),
-    ("softmax.py", "masks joined by or", "visible & past", "visible | past"),
     (
         "sdpa.py",
         "future seen where there is padding",
