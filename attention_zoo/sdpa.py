@@ -102,7 +102,7 @@ class SDPACore(softmax.SoftmaxCore):
             raise Unsupported("PyTorch's flash kernel has no dropout on the CPU")
         width_of_values = v.shape[-1]
         if q.shape[-1] != v.shape[-1]:  # the flash kernel wants one width
-            width = max(q.shape[-1], v.shape[-1])
+            width = max(x.shape[-1] for x in (q, v))
             q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
         try:
             with sdpa_kernel(KERNELS[self.impl]):

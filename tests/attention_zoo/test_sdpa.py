@@ -69,7 +69,7 @@ def test_what_a_kernel_does_not_do_is_refused_and_not_done_by_another():
     with pytest.raises(Unsupported, match="no dropout on the CPU"):
         core.train()(q, q, q)
     core.eval()(q, q, q)
-    torch.testing.assert_close(core(q, q, q[..., :4]), core(q, q, q)[..., :4])  # values of another width, padded
+    torch.testing.assert_close(core(q, q, q[..., :4]), core(q, q, q)[..., :4])  # narrower values, padded
 
 
 def test_a_kernel_that_a_device_lacks_is_unsupported(monkeypatch):

@@ -61,6 +61,7 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
         {"bucket_size": 8, "rounds": 2, "shared_qk": False, "correct_duplicates": False},
         {"bucket_size": 8, "rounds": 2, "attend_across_buckets": True},
     ),
+    "sdpa": ({}, {"impl": "flash"}),
     "smyrf": ({"cluster_size": 8, "rounds": 2}, {"cluster_size": 8, "rounds": 2, "correct_duplicates": True}),
 }
 
@@ -76,6 +77,7 @@ SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
 EQUIVALENT = (
     (r".* \| -2  ->  \+2", "axis -2 of a tensor [B, H, L, D] is its axis 2"),
     (r".*\.flatten\(-3, -2\).* \| -3  ->  \+3", "axis -3 of a tensor [B, H, R, C, m, D] is its axis 3"),
+    (r"blind = \(~key_padding_mask\)\.cumsum\(-1\).* \| -1  ->  \+1", "axis -1 of a mask [B, L] is its axis 1"),
     (r"count = .*valid\.sum\(-1\) \| -1  ->  \+1", "axis -1 of a mask [B, L] is its axis 1"),
     (
         r"return (torch\.exp\(x\.clamp\(max=0\.0\)\) \+ F\.relu\(x\)|F\.relu\(x\) \+ RELU_OFFSET"
