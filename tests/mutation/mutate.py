@@ -78,6 +78,10 @@ EQUIVALENT = (
     (r".* \| -2  ->  \+2", "axis -2 of a tensor [B, H, L, D] is its axis 2"),
     (r".*\.flatten\(-3, -2\).* \| -3  ->  \+3", "axis -3 of a tensor [B, H, R, C, m, D] is its axis 3"),
     (r"blind = \(~key_padding_mask\)\.cumsum\(-1\).* \| -1  ->  \+1", "axis -1 of a mask [B, L] is its axis 1"),
+    (
+        r"width = max\(x\.shape\[-1\].* \| -1  ->  \+1",
+        "not the same: certificates see values of another width as ones only; tests/attention_zoo/test_sdpa.py holds it",
+    ),
     (r"count = .*valid\.sum\(-1\) \| -1  ->  \+1", "axis -1 of a mask [B, L] is its axis 1"),
     (
         r"return (torch\.exp\(x\.clamp\(max=0\.0\)\) \+ F\.relu\(x\)|F\.relu\(x\) \+ RELU_OFFSET"
