@@ -80,7 +80,7 @@ EQUIVALENT = (
     (r"blind = \(~key_padding_mask\)\.cumsum\(-1\).* \| -1  ->  \+1", "axis -1 of a mask [B, L] is its axis 1"),
     (
         r"if q\.shape\[-1\] != v\.shape\[-1\]:.* \| -1  ->  \+1",
-        "pads by nothing where the widths agree, and only a call with as many heads as values are wide would not be padded",
+        "pads by nothing where the widths agree; only with as many heads as values are wide would it not pad",
     ),
     (r"count = .*valid\.sum\(-1\) \| -1  ->  \+1", "axis -1 of a mask [B, L] is its axis 1"),
     (
