@@ -26,10 +26,11 @@ from cab.errors import UserError, one_line, unknown
 from cab.measure.environment import write_manifest
 from cab.measure.memory import peak_extra_bytes
 from cab.records import Record, Status, now
+from cab.samples import check_names, write_samples
 from cab.slots import fill
 from cab.tracking import NoTracker, Tracker
 from cab.train import CorruptCheckpoint, Diverged, Progress, make_optimizer, to_device, train, training_step
-from tasks.contract import Recipe, Scores, Slots, Task
+from tasks.contract import Artifact, Recipe, Scores, Slots, Task
 from tasks.sources import DataUnavailable
 
 PARAMETER_BUDGET = 1.10  # CAB: an attention may add at most 10 % to the backbone's parameters
@@ -79,7 +80,7 @@ def execute(
         return failure(Status.UNSUPPORTED, cell.unsupported)
     try:
         cell.task.prepare()
-        rows, arrays = _measure(cell, tracker or NoTracker(), on_log, say)
+        rows, arrays, artifacts = _measure(cell, tracker or NoTracker(), on_log, say)
         record_floors(cell, manifest)
     except Unsupported as error:
         return failure(Status.UNSUPPORTED, error.reason)
@@ -98,6 +99,7 @@ def execute(
     store.write_units(cell.key, arrays)
     store.append(*(Record(**{**shared(), **row}, status=Status.OK) for row in rows))
     _checkpoint(cell).unlink(missing_ok=True)
+    write_samples(cell.store.folder, cell.key, artifacts)
     return Status.OK
 
 
@@ -131,8 +133,8 @@ def record_failure(cell: Cell, status: Status, reason: str, **columns: Any) -> S
 
 def _measure(
     cell: Cell, tracker: Tracker, on_log: OnLog, say: Callable[[str], None]
-) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Trains and evaluates; the rows (without shared columns) and the side file's arrays."""
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], list[Artifact]]:
+    """Trains and evaluates; the rows (without shared columns), the side file's arrays, and sample outputs."""
     task, recipe = cell.task, cell.recipe
     dtype = devices.resolve_dtype(cell.config.dtype, training=True)
     tracker.start(f"{cell.task_setting}-{cell.pattern.short}-{cell.setting.name}-{cell.config.seed}-{cell.key[:6]}",
@@ -141,6 +143,7 @@ def _measure(
     model.eval()
     with torch.inference_mode():
         scores = task.evaluate(model, "test")
+        artifacts = _samples(cell, model, say)
     rows: list[dict[str, Any]] = [
         {
             "metric": metric.name,
@@ -167,7 +170,18 @@ def _measure(
         "curve/step": np.array(progress.logged_steps),
         "curve/loss": np.array(progress.logged_losses),
     }
-    return rows, arrays
+    return rows, arrays, artifacts
+
+
+def _samples(cell: Cell, model: torch.nn.Module, say: Callable[[str], None]) -> list[Artifact]:
+    """Sample outputs; a fault there costs the run none of its values."""
+    try:
+        artifacts = cell.task.samples(model)
+        check_names(artifacts)
+    except Exception as error:  # noqa: BLE001 - whatever a task's samples do, what was measured stands
+        say(f"no samples of {cell.task_name}: {type(error).__name__}: {one_line(error)} ({_keep_traceback(cell)})")
+        return []
+    return artifacts
 
 
 def build_model(cell: Cell) -> torch.nn.Module:

@@ -13,6 +13,7 @@ from cab.report.cost import Costs, Length, Measured, length_of
 from cab.report.evidence import Evidence, Row
 from cab.report.quality import FLOOR, Column, Quality, Score, Standing, task_of
 from cab.report.tables import BLANK, Cell, Details
+from cab.samples import sample_paths
 from cab.schema import Common, Measure
 from cab.stats.efficiency_length import EfficiencyLength
 from cab.stats.intervals import Interval
@@ -183,7 +184,17 @@ class CellMaker:
         keys = ", ".join(dict.fromkeys(str(row["run_key"]) for row in rows))
         commands = dict.fromkeys(command for row in rows if (command := repeat(row)) is not None)
         made = dict.fromkeys(text for row in rows if (text := made_by(self.evidence, row.get("manifest"))))
-        found = [("records", keys), *(("repeat", command) for command in commands), *(("made by", m) for m in made)]
+        samples = [
+            path
+            for key in dict.fromkeys(str(row["run_key"]) for row in rows)
+            for path in sample_paths(self.evidence.folder, key)
+        ]
+        found = [
+            ("records", keys),
+            *(("sample", path) for path in samples),
+            *(("repeat", command) for command in commands),
+        ]
+        found += [("made by", text) for text in made]
         return tuple(found)
 
 

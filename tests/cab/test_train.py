@@ -13,7 +13,9 @@ from attention_zoo.contract import Pattern
 from cab.cells import Cell, resolve
 from cab.compose import Composer
 from cab.records import Status
+from cab.report.make import make_report
 from cab.run import OverBudget, build_model, execute
+from cab.samples import sample_paths
 from cab.train import (
     CorruptCheckpoint,
     Diverged,
@@ -23,6 +25,7 @@ from cab.train import (
     save_checkpoint,
     train,
 )
+from tasks.contract import Artifact
 
 
 def cell(composer: Composer, results: Path, *overrides: str) -> Cell:
@@ -169,6 +172,30 @@ def test_a_run_records_what_was_promised(composer: Composer, tmp_path: Path) -> 
     assert units["values/accuracy"].mean() == pytest.approx(rows["accuracy"]["value"])
     floors = [row for row in run.store.lines() if str(row["setting"]).startswith("floor:")]
     assert [(row["setting"], row["value"]) for row in floors] == [("floor:uniform", 0.125)]
+
+
+def test_samples_stand_beside_the_records_and_the_report_leads_to_them(composer: Composer, tmp_path: Path) -> None:
+    run = cell(composer, tmp_path)
+    assert execute(run) is Status.OK
+    (path,) = sample_paths(run.store.folder, run.key)
+    assert path == f"samples/{run.key}/guess.txt"
+    assert (run.store.folder / path).read_text().startswith("[")
+    page = (make_report(run.store.folder, figures=False).paths[1]).read_text()
+    assert json.dumps(["sample", path]) in page
+
+
+def test_a_fault_in_the_samples_costs_no_value(composer: Composer, tmp_path: Path) -> None:
+    run = cell(composer, tmp_path, "trainer.max_steps=1")
+    told: list[str] = []
+    kind = type(run.task)
+    original = kind.samples
+    kind.samples = lambda self, model: [Artifact("../out", "text/plain", b"")]
+    try:
+        assert execute(run, say=told.append) is Status.OK
+    finally:
+        kind.samples = original
+    assert any("../out" in line for line in told)
+    assert not sample_paths(run.store.folder, run.key)
 
 
 def test_the_key_follows_what_affects_the_result_and_nothing_else(composer: Composer, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from attention_zoo.contract import Pattern
-from tasks.contract import Metric, Recipe, Scores, Task, TaskCard
+from tasks.contract import Artifact, Metric, Recipe, Scores, Task, TaskCard
 
 VOCABULARY, LENGTH, WIDTH = 8, 12, 16
 
@@ -73,3 +73,7 @@ class FirstToken(Task):
     def floors(self, split):
         count = 8 * self.batch_size
         return {"uniform": Scores([str(i) for i in range(count)], {"accuracy": np.full(count, 1 / VOCABULARY)})}
+
+    def samples(self, model):
+        tokens = self._batch(0, 10**6)["tokens"]
+        return [Artifact("guess.txt", "text/plain", f"{tokens[0].tolist()}: {int(model(tokens)[0].argmax())}".encode())]

@@ -33,7 +33,14 @@ function openCell(button) {
     const term = document.createElement("dt");
     const description = document.createElement("dd");
     term.textContent = label;
-    description.textContent = text;
+    if (label === "sample") {
+      const link = document.createElement("a");
+      link.href = text;
+      link.textContent = text.split("/").pop();
+      description.append(link);
+    } else {
+      description.textContent = text;
+    }
     list.append(term, description);
   }
   dialog.showModal();

@@ -1,0 +1,36 @@
+"""Sample outputs of runs, which a person can look at or listen to: ``samples/<run key>/<name>`` beside the records."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+from tasks.contract import Artifact
+
+FOLDER = "samples"
+
+
+def check_names(artifacts: Sequence[Artifact]) -> None:
+    """Raises ``ValueError`` where a name is no plain file name, or given twice."""
+    names = [artifact.name for artifact in artifacts]
+    for name in names:
+        if PurePath(name).name != name or name.startswith(".") or names.count(name) > 1:
+            raise ValueError(f"sample {name!r} is given twice or is no plain file name")
+
+
+def write_samples(folder: Path, run_key: str, artifacts: Sequence[Artifact]) -> None:
+    """Writes each artifact under its name, whole or not at all."""
+    here = folder / FOLDER / run_key
+    for artifact in artifacts:
+        here.mkdir(parents=True, exist_ok=True)
+        partial = here / f".{artifact.name}.{os.getpid()}"
+        partial.write_bytes(artifact.content)
+        partial.replace(here / artifact.name)
+
+
+def sample_paths(folder: Path, run_key: str) -> list[str]:
+    """The samples of a run, relative to ``folder``, sorted."""
+    here = folder / FOLDER / run_key
+    found = [path for path in here.iterdir() if not path.name.startswith(".")] if here.is_dir() else []
+    return sorted(path.relative_to(folder).as_posix() for path in found)
