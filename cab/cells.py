@@ -22,7 +22,7 @@ from cab.compose import config_node
 from cab.errors import UserError, blame_user
 from cab.measure.environment import hardware_id
 from cab.records import RecordStore
-from cab.schema import Run
+from cab.schema import Run, Trainer
 from cab.settings import Setting
 from cab.source_hash import source_hash
 from cab.task_settings import make_task, resolve_pattern
@@ -56,12 +56,7 @@ class Cell:
     @property
     def recipe(self) -> Recipe:
         """The task's recipe at its size, with what the trainer config overrides."""
-        trainer, recipe = self.config.trainer, self.task.recipe
-        recipe = replace(
-            recipe,
-            max_steps=recipe.max_steps if trainer.max_steps is None else trainer.max_steps,
-            learning_rate=recipe.learning_rate if trainer.learning_rate is None else trainer.learning_rate,
-        )
+        recipe = replace(self.task.recipe, **overridden_recipe(self.config.trainer))
         return replace(recipe, warmup_steps=min(recipe.warmup_steps, recipe.max_steps))
 
     @property
@@ -79,7 +74,7 @@ class Cell:
             "pattern": self.pattern,
             "slots": self.config.slots,
             "seed": self.config.seed,
-            "trainer": [self.config.trainer.max_steps, self.config.trainer.learning_rate],
+            "trainer": overridden_recipe(self.config.trainer),
             "dtype": self.config.dtype,
             "code": source_hash(
                 [self.setting.module, self.baseline.module, self.task_target.rpartition(".")[0], "cab.train"]
@@ -126,6 +121,15 @@ class Cell:
             "level": "model",
             "compiled": False,
         }
+
+
+def overridden_recipe(trainer: Trainer) -> dict[str, Any]:
+    """What the trainer config says otherwise than the task's recipe."""
+    said = {key: getattr(trainer, key) for key in ("max_steps", "learning_rate", "accumulate")}
+    for key in ("max_steps", "accumulate"):
+        if said[key] is not None and said[key] < 1:
+            raise UserError(f"trainer.{key}={said[key]} is not allowed: a whole number of at least 1")
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def digest(identity: Mapping[str, Any]) -> str:
@@ -193,9 +197,7 @@ def resolve(config: DictConfig, runtime: DictConfig) -> Cell:
         overridden["size"] = run.size
     if run.seed not in run.protocol.seeds:
         overridden["seed"] = run.seed
-    for key in ("max_steps", "learning_rate"):
-        if getattr(run.trainer, key) is not None:
-            overridden[f"trainer.{key}"] = getattr(run.trainer, key)
+    overridden |= {f"trainer.{key}": value for key, value in overridden_recipe(run.trainer).items()}
     return Cell(
         config=run,
         task_name=choices["task"],

@@ -7,6 +7,7 @@ The way of a number: the config is resolved to a :class:`Cell`, whose key says w
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import time
@@ -29,7 +30,7 @@ from cab.records import Record, Status, now
 from cab.samples import check_names, write_samples
 from cab.slots import fill
 from cab.tracking import NoTracker, Tracker
-from cab.train import CorruptCheckpoint, Diverged, Progress, make_optimizer, to_device, train, training_step
+from cab.train import CorruptCheckpoint, Diverged, Learner, Progress, train
 from tasks.contract import Artifact, Recipe, Scores, Slots, Task
 from tasks.sources import DataUnavailable
 
@@ -252,19 +253,19 @@ def _checkpoint(cell: Cell) -> Path:
 
 
 def _training_memory(cell: Cell, model: torch.nn.Module, recipe: Recipe, dtype: torch.dtype) -> int:
-    """Peak extra bytes of one training step (forward, backward, update) over model, optimiser state and batch."""
-    device = next(model.parameters()).device
-    batch = to_device(next(cell.task.batches("train", cell.config.seed)), device)
-    optimizer = make_optimizer(model, recipe)
+    """Peak extra bytes of one update (forward, backward, optimiser) over model, optimiser state and batches."""
+    learner = Learner(cell.task, model, recipe, dtype)
+    drawn = itertools.islice(cell.task.batches("train", cell.config.seed), recipe.accumulate)
+    batches = [learner.fabric.to_device(dict(batch)) for batch in drawn]
     model.train()
-    training_step(cell.task, model, batch, optimizer, recipe, dtype)
-    # Gradients of the first step would be freed inside the measured one, and be subtracted from its peak.
-    optimizer.zero_grad(set_to_none=True)
+    learner.update(batches)
+    # Gradients of the first update would be freed inside the measured one, and be subtracted from its peak.
+    learner.optimizer.zero_grad(set_to_none=True)
 
-    def step() -> None:
-        training_step(cell.task, model, batch, optimizer, recipe, dtype)
+    def update() -> None:
+        learner.update(batches)
 
-    return peak_extra_bytes(step, device=cell.device)
+    return peak_extra_bytes(update, device=cell.device)
 
 
 def unit_arrays(scores: Scores) -> dict[str, np.ndarray]:

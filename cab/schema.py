@@ -54,10 +54,14 @@ class Measure:
 
 @dataclass
 class Trainer:
-    """How a run trains (``conf/trainer``); None means: as the task's recipe at its size says."""
+    """How a run trains (``conf/trainer``); None means: as the task's recipe at its size says.
+
+    ``accumulate`` are the batches whose mean gradient makes one update.
+    """
 
     max_steps: int | None = None
     learning_rate: float | None = None
+    accumulate: int | None = None
     checkpoint_interval_s: float = 30.0
     log_every: int = 10
 

@@ -1,4 +1,4 @@
-"""The training loop: AdamW, linear warm-up, cosine decay; resumes at any step, bit for bit on CPU.
+"""The training loop on Lightning Fabric: AdamW and a schedule; resumes at any step, bit for bit on CPU.
 
 The random state is seeded anew at each step from (seed, step) and batches are a function of their index, so a run that
 was cut needs only the state of model and optimiser to end as an uncut one does.
@@ -6,20 +6,23 @@ was cut needs only the state of model and optimiser to end as an uncut one does.
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from lightning_fabric import Fabric
+from torch import Tensor, nn
 
 from cab.slots import derived_seed
 from tasks.contract import Batch, Recipe, Task
@@ -41,11 +44,10 @@ class Progress:
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """The rate of step 0, 1, ...: linear over ``warmup_steps``, then half a cosine down to zero at ``max_steps``."""
-    if step < recipe.warmup_steps:
-        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    done = (step - recipe.warmup_steps) / max(1, recipe.max_steps - recipe.warmup_steps)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    """The rate of step 0, 1, ...: linear over ``warmup_steps``, then as the recipe's schedule says."""
+    warmup, total = recipe.warmup_steps, recipe.max_steps
+    factor = (step + 1) / warmup if step < warmup else recipe.schedule(step, warmup, total)
+    return recipe.learning_rate * factor
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
@@ -55,30 +57,52 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.epsilon)
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """bfloat16 by autocast, parameters staying float32; nothing for float32 and float64."""
-    return torch.autocast(device.type, dtype) if dtype is torch.bfloat16 else nullcontext()
+_PRECISION: Mapping[torch.dtype, Literal["32-true", "bf16-mixed", "64-true"]] = {
+    torch.float32: "32-true",
+    torch.bfloat16: "bf16-mixed",  # by autocast, parameters staying float32
+    torch.float64: "64-true",
+}
 
 
-def to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+def make_fabric(device: torch.device, dtype: torch.dtype) -> Fabric:
+    """Fabric on one device."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces every precision
+    devices = [device.index or 0] if device.type == "cuda" else 1
+    return Fabric(accelerator=device.type, devices=devices, precision=_PRECISION[dtype])
 
 
-def training_step(
-    task: Task, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, recipe: Recipe, dtype: torch.dtype
-) -> torch.Tensor:
-    """One update; returns the loss (detached)."""
-    device = next(model.parameters()).device
-    optimizer.zero_grad(set_to_none=True)
-    with autocast(device, dtype):
-        loss = task.loss(model, to_device(batch, device))
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
-    optimizer.step()
-    return loss.detach()
+class Learner:
+    """A model with its optimiser: updates from batches.
+
+    Args:
+        model: trained in place, on the device where it is.
+        dtype: of the arithmetic; bfloat16 means autocast.
+    """
+
+    def __init__(self, task: Task, model: nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
+        self.task, self.recipe = task, recipe
+        self.fabric = make_fabric(next(model.parameters()).device, dtype)
+        self.model, self.optimizer = self.fabric.setup(model, make_optimizer(model, recipe))
+
+    def update(self, batches: Sequence[Batch]) -> Tensor:
+        """One update from the mean of the batches' losses; returns it (detached)."""
+        self.optimizer.zero_grad(set_to_none=True)
+        total = None
+        for number, batch in enumerate(batches, start=1):
+            # Gradients of several devices meet once, after the last batch.
+            with self.fabric.no_backward_sync(self.model, enabled=number < len(batches)), self.fabric.autocast():
+                loss = self.task.loss(self.model, self.fabric.to_device(dict(batch))) / len(batches)
+            self.fabric.backward(loss)
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
+        if self.recipe.gradient_clip is not None:
+            limit = self.recipe.gradient_clip
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=limit, error_if_nonfinite=False)
+        self.optimizer.step()
+        return total
 
 
 class Interruption:
@@ -155,10 +179,11 @@ def train(
         KeyboardInterrupt: after SIGINT or SIGTERM, with the checkpoint written.
     """
     device = next(model.parameters()).device
-    optimizer = make_optimizer(model, recipe)
+    learner = Learner(task, model, recipe, dtype)
+    optimizer = learner.optimizer
     progress = Progress() if checkpoint is None else load_checkpoint(checkpoint, model, optimizer, warn)
     model.train()
-    batches = task.batches("train", seed, start=progress.step)
+    batches = task.batches("train", seed, start=progress.step * recipe.accumulate)
     saved = time.monotonic()
     with Interruption().watching() as interruption:
         while progress.step < recipe.max_steps:
@@ -166,10 +191,10 @@ def train(
             torch.manual_seed(derived_seed(seed, "step", progress.step))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, progress.step)
-            batch = next(batches)
-            loss = training_step(task, model, batch, optimizer, recipe, dtype)
+            drawn = list(itertools.islice(batches, recipe.accumulate))
+            loss = learner.update(drawn)
             progress.step += 1
-            progress.tokens += task.tokens(batch)
+            progress.tokens += sum(task.tokens(batch) for batch in drawn)
             last = progress.step == recipe.max_steps
             if progress.step % log_every == 0 or last or progress.step == 1:
                 value = float(loss)

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from attention_zoo.contract import Attention, Pattern
+from tasks.schedules import Schedule, cosine
 from tasks.sources import Source
 
 Split = Literal["train", "validation", "test"]
@@ -103,14 +104,20 @@ Slots = Mapping[Pattern, SlotFactory]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a size is trained: AdamW with linear warm-up and cosine decay to zero, gradients clipped by norm."""
+    """How a size is trained: AdamW, a linear warm-up, a schedule, gradients clipped by their norm.
+
+    A step is one update, from ``accumulate`` batches, whose mean loss it follows. ``gradient_clip`` None: not clipped.
+    """
 
     max_steps: int
     learning_rate: float
     warmup_steps: int
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
-    gradient_clip: float = 1.0
+    epsilon: float = 1e-8
+    gradient_clip: float | None = 1.0
+    schedule: Schedule = cosine
+    accumulate: int = 1
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from attention_zoo.contract import Attention, Pattern
 from cab.settings import Setting
 from cab.slots import fill
 from cab.task_settings import make_task
-from cab.train import make_optimizer, training_step
+from cab.train import Learner
 from tasks import bible
 from tasks.contract import SlotFactory, Task
 from tasks.lstf import data as weather
@@ -152,11 +152,11 @@ def one_step(
     and its largest gradient in units of the layer's largest."""
     task, batch = task_and_batch(task_name, pattern)
     model = task.build_model(fill(setting, SETTINGS["sdpa"], slot, seed=1)).train()
-    optimizer = make_optimizer(model, task.recipe)
+    learner = Learner(task, model, task.recipe, dtype)
     layers = [part for part in model.modules() if isinstance(part, setting.kind) and part.pattern is slot]
     assert layers
     before = [{key: p.detach().clone() for key, p in layer.named_parameters()} for layer in layers]
-    loss = training_step(task, model, batch, optimizer, task.recipe, dtype)
+    loss = learner.update([batch])
     assert torch.isfinite(loss)
     for number, (layer, old) in enumerate(zip(reversed(layers), reversed(before), strict=True)):
         gradients = {key: p.grad for key, p in layer.named_parameters() if p.grad is not None}
