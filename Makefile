@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help leaderboard test lint test-slow test-mutation support benchmark-zoo benchmark-cab2023 benchmark-statistics clean
+.PHONY: help leaderboard test lint test-slow test-mutation support benchmark-zoo benchmark-cab2023 benchmark-statistics benchmark-backbones clean
 
 help:
 	@echo "make leaderboard    the quick protocol: certificates, costs, tasks, page (20 minutes on 2 cores)"
@@ -13,6 +13,7 @@ help:
 	@echo "make benchmark-zoo  time and memory of every mechanism at 1,024 to 8,192, forward and forward+backward (hours)"
 	@echo "make benchmark-cab2023  CAB's efficiency lengths by our clock, to 8,192 (a quarter of an hour up to 4,096)"
 	@echo "make benchmark-statistics  whether 95 % intervals of time ratios hold the truth (7 minutes)"
+	@echo "make benchmark-backbones  parameters, FLOPs and memory of a step of every task's backbone at paper size"
 	@echo "make support        certificates of the whole zoo, and the generated tables in README.md and docs/"
 	@echo "make test-mutation  a seeded fault or a changed sign in a mechanism must fail its certificate"
 
@@ -53,6 +54,9 @@ benchmark-cab2023: $(INSTALLED)
 benchmark-statistics: $(INSTALLED)
 	$(BIN)/python -m cab.measure.isolation_cost results/reference/statistics
 	$(BIN)/python -m cab.measure.calibration results/reference/statistics
+
+benchmark-backbones: $(INSTALLED)
+	$(BIN)/python -m cab.measure.backbones results/reference/backbones
 
 clean:
 	rm -rf .venv build dist *.egg-info
