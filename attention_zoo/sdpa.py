@@ -158,7 +158,9 @@ class SDPACore(softmax.SoftmaxCore):
         return out.masked_fill(blind[:, None, :, None], 0.0)
 
     def flops(self, batch: int, length_q: int, length_k: int) -> int:
-        pairs = length_q * (length_q + 1) // 2 if self.pattern is Pattern.CAUSAL_SELF else length_q * length_k
+        # The plain kernel computes the upper triangle and throws it away.
+        skips = self.pattern is Pattern.CAUSAL_SELF and self.impl != "math"
+        pairs = length_q * (length_q + 1) // 2 if skips else length_q * length_k
         return 4 * batch * self.num_heads * pairs * self.head_dim
 
 

@@ -31,6 +31,7 @@ import torch
 from attention_zoo.contract import Pattern, Unsupported
 from attention_zoo.errors import UnknownName
 from cab.device import resolve_device, resolve_dtype
+from cab.errors import blame_user
 from cab.measure.children import count_work, memory_and_work, time_pair
 from cab.measure.environment import hardware_id, write_manifest
 from cab.measure.isolate import IsolatedRunner, Outcome
@@ -111,8 +112,9 @@ def efficiency(
     Raises:
         ValueError: for unknown levels, phases, patterns, baselines and sizes, before anything is measured.
     """
-    grid = _Grid(config, settings, baselines or {}, gate)
-    memory_limit = None if config.measure.memory_limit is None else parse_bytes(config.measure.memory_limit)
+    with blame_user():
+        grid = _Grid(config, settings, baselines or {}, gate)
+        memory_limit = None if config.measure.memory_limit is None else parse_bytes(config.measure.memory_limit)
     complete = store.complete()
     jobs = list(grid.jobs())
     todo = [(key, job) for job in jobs if (key := grid.run_key(job)) not in complete]
@@ -193,11 +195,8 @@ class _Grid:
             _known("phase", dict.fromkeys(PHASES), name)
         names = [p.value for p in Pattern] if "all" in config.patterns else config.patterns
         self.patterns = [_known("pattern", {p.value: p for p in Pattern}, name) for name in names]
-        if not config.lengths:
-            raise ValueError("lengths is empty: name at least one, such as lengths=[512]")
-        for length in (*config.lengths, *(config.lengths_key or ())):
-            if length < 1:
-                raise ValueError(f"length {length} is not a positive number")
+        _require_named(config)
+        _require_in_range(config)
         self._hashes: dict[tuple[str, ...], str] = {}
         self._gated: dict[tuple[str, Pattern], str | None] = {}
 
@@ -347,7 +346,7 @@ class _Grid:
         if job.baseline is not None:
             modules.append(job.baseline.module)
             content["baseline"] = dataclasses.asdict(job.baseline)
-            content["timing"] = [measure.min_time_s, measure.warmup_time_s, measure.min_pairs]
+            content["timing"] = [measure.min_time_s, measure.warmup_time_s, measure.min_pairs, measure.warmup_pairs]
             content["with_time"] = job.baseline is self.baselines[0]
         content["source"] = self._source_hash(tuple(sorted(set(modules))))
         text = json.dumps(content, sort_keys=True, default=str)
@@ -425,7 +424,8 @@ class _Child:
 
     def _paired(self, workload: Workload, baseline: Workload) -> Outcome:
         m = self._measure
-        return self._isolated(time_pair, workload, baseline, m.min_time_s, m.warmup_time_s, m.min_pairs)
+        timing = (m.min_time_s, m.warmup_time_s, m.min_pairs, m.warmup_pairs)
+        return self._isolated(time_pair, workload, baseline, *timing)
 
     def _time(self, job: Job) -> _Ending:
         assert job.baseline is not None
@@ -497,6 +497,37 @@ def _raw(times: PairedTimes) -> dict[str, np.ndarray]:
 def _shapeless(workload: Workload) -> str:
     """What tells one curve of costs against length from another."""
     return f"{workload.setting.name} {workload.pattern} {workload.level} {workload.phase}"
+
+
+def _require_named(config: Efficiency) -> None:
+    """Raises ``ValueError`` for a list that would leave nothing to measure, or nothing to compare with."""
+    for name, values, example in (
+        ("lengths", config.lengths, "512"),
+        ("patterns", config.patterns, "causal_self"),
+        ("baselines", config.baselines, "sdpa"),
+        ("measure.levels", config.measure.levels, "layer"),
+        ("measure.phases", config.measure.phases, "inference"),
+    ):
+        if not values:
+            raise ValueError(f"{name} is empty: name at least one, such as {name}=[{example}]")
+
+
+def _require_in_range(config: Efficiency) -> None:
+    """Raises ``ValueError`` for a number with which nothing could be measured."""
+    measure = config.measure
+    for length in (*config.lengths, *(config.lengths_key or ())):
+        if length < 1:
+            raise ValueError(f"length {length} is not a positive number")
+    for name in ("batch", "heads", "head_dim", "replicates", "max_replicates", "min_pairs", "warmup_pairs"):
+        if getattr(measure, name) < 1:
+            raise ValueError(f"measure.{name}={getattr(measure, name)} is not allowed: a whole number of at least 1")
+    for name in ("refine", "min_time_s", "warmup_time_s"):
+        if getattr(measure, name) < 0:
+            raise ValueError(f"measure.{name}={getattr(measure, name)} is not allowed: at least 0")
+    for name in ("time_limit", "half_width"):
+        value = getattr(measure, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"measure.{name}={value:g} is not allowed: above 0")
 
 
 def _middle_of_crossing(samples: Mapping[int, Sequence[float]]) -> int | None:

@@ -27,7 +27,8 @@ class Measure:
         max_replicates: the most processes for that, per cell and baseline.
         refine: how many times a crossing of the ratio is closed in on, with a length between its neighbours.
         min_time_s: seconds of timed calls per process, mechanism and baseline together; ended by a whole pair.
-        warmup_time_s: seconds of calls before, at the most; it ends earlier once times have settled.
+        warmup_pairs: pairs of calls before those that count, at the least: the first two are slow by 5 to 10 %.
+        warmup_time_s: seconds of calls before, at the most beyond ``warmup_pairs``; less once times have settled.
         min_pairs: timed pairs per process, also where they take longer than ``min_time_s``.
         time_limit: seconds per child process; past it the cell is ``timeout``.
         memory_limit: of the child's extra memory, such as ``2GiB``; past it the cell is ``out_of_memory``.
@@ -45,6 +46,7 @@ class Measure:
     max_replicates: int = 15
     refine: int = 0
     min_time_s: float = 0.3
+    warmup_pairs: int = 3
     warmup_time_s: float = 0.3
     min_pairs: int = 5
     time_limit: float = 60.0

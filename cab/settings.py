@@ -133,7 +133,10 @@ def by_implementation(settings: Sequence[Setting], wanted: Sequence[str]) -> tup
 
     Raises:
         UnknownName: for an implementation that none of the settings offers.
+        ValueError: there are no settings.
     """
+    if not settings:
+        raise ValueError("attentions is empty: name at least one, such as attentions=[linear]")
     offers = {setting.name: setting.kind.implementations() for setting in settings}
     known = dict.fromkeys(name for offered in offers.values() for name in offered)
     for impl in wanted:

@@ -20,7 +20,12 @@ class NonFinite(FloatingPointError):
 
 
 def time_pair(
-    mechanism: Workload, baseline: Workload, min_time_s: float, warmup_time_s: float, min_pairs: int
+    mechanism: Workload,
+    baseline: Workload,
+    min_time_s: float,
+    warmup_time_s: float,
+    min_pairs: int,
+    warmup_pairs: int,
 ) -> PairedTimes:
     """Both built here, then timed in turns; :class:`NonFinite` where the mechanism's first output is not finite."""
     watched = _FirstOutput(mechanism.prepare())
@@ -31,6 +36,7 @@ def time_pair(
         min_time_s=min_time_s,
         warmup_time_s=warmup_time_s,
         min_pairs=min_pairs,
+        warmup_pairs=warmup_pairs,
         after_first=watched.check,
     )
 

@@ -72,6 +72,7 @@ def _run_child(request: Request, connection: socket.socket) -> bytes | None:
             os.setpgid(child, child)  # the child does so too; whoever is first, the group is there before a kill
         os.close(write_end)
         with os.fdopen(read_end, "rb") as pipe:
+            kills = _kills_for_memory()
             result, why = _await(pipe, connection, request.time_limit)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child, signal.SIGKILL)  # the child, where it has not ended, and what it started
@@ -80,7 +81,7 @@ def _run_child(request: Request, connection: socket.socket) -> bytes | None:
             return None
         if why == "time":
             return pickle.dumps(("timeout", None, f"over the limit of {request.time_limit:g} s"))
-        return result or pickle.dumps(_crash(wait_status, printed))
+        return result or pickle.dumps(_crash(wait_status, printed, kills))
 
 
 def _await(pipe: IO[bytes], connection: socket.socket, time_limit: float | None) -> tuple[bytes, str]:
@@ -101,11 +102,23 @@ def _await(pipe: IO[bytes], connection: socket.socket, time_limit: float | None)
             return b"", "parent"
 
 
-def _crash(wait_status: int, printed: IO[bytes]) -> Reply:
+def _kills_for_memory() -> int | None:
+    """How often the kernel has killed a process because memory was out; None where it does not count that."""
+    try:
+        with open("/proc/vmstat") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), None)
+    except OSError:
+        return None
+
+
+def _crash(wait_status: int, printed: IO[bytes], kills_before: int | None) -> Reply:
+    """What a process without a result died of; a SIGKILL is the kernel's where its count of kills has risen."""
     if os.WIFSIGNALED(wait_status):
         name = signal.Signals(os.WTERMSIG(wait_status)).name
         if name == "SIGKILL":
-            return "out_of_memory", None, "the process was killed (SIGKILL), as the kernel does when memory is out"
+            if kills_before is None or _kills_for_memory() != kills_before:
+                return "out_of_memory", None, "the process was killed (SIGKILL), as the kernel does when memory is out"
+            return "error", None, "the process was killed (SIGKILL) from outside: the kernel was not out of memory"
         how = f"the process was ended by {name}"
     else:
         how = f"the process exited with code {os.WEXITSTATUS(wait_status)} and no result"

@@ -104,17 +104,19 @@ def paired_times(
     min_time_s: float,
     warmup_time_s: float,
     min_pairs: int = 3,
+    warmup_pairs: int = 1,
     after_first: Callable[[], None] = lambda: None,
 ) -> PairedTimes:
-    """Warms up until stable, then times pairs until ``min_time_s`` is spent, and at least ``min_pairs``.
+    """Warms up, then times pairs until ``min_time_s`` is spent, and at least ``min_pairs``.
 
-    ``after_first`` is called after the first pair, outside all timed calls. Warm-up ends when the last two windows of
-    three pairs agree within 5 %, at the latest after ``warmup_time_s``.
+    ``after_first`` is called after the first pair, outside all timed calls. Warm-up is ``warmup_pairs``, however long
+    they take, and then goes on until the last two windows of three pairs agree within 5 %, at the latest after
+    ``warmup_time_s``.
     """
     first = _pair(mechanism, baseline, clock, turn=0)
     after_first()
     spent, warmup, stable = sum(first), [first], False
-    while spent < warmup_time_s and not stable:
+    while len(warmup) < warmup_pairs or (spent < warmup_time_s and not stable):
         warmup.append(_pair(mechanism, baseline, clock, turn=len(warmup)))
         spent += sum(warmup[-1])
         stable = _settled(np.asarray(warmup))

@@ -22,7 +22,9 @@ def print_costs(report: Report) -> None:
             kept = [number for number, column in enumerate(main.columns) if column.title.startswith(COSTS)]
             if not kept:
                 continue
-            shown = Shown(title=f"{main.caption}; {section.title}", title_justify="left", box=None)
+            costs = next((remark for remark in main.remarks if remark.startswith("Cost: ")), "").partition(";")[0]
+            title = "; ".join(filter(None, (main.caption, section.title, costs.removeprefix("Cost: "))))
+            shown = Shown(title=title, title_justify="left", box=None)
             shown.add_column(main.head)
             for number in kept:
                 column = main.columns[number]
@@ -37,4 +39,6 @@ def print_costs(report: Report) -> None:
             for note in dict.fromkeys(notes):
                 console.print(f"  {note}", style="dim")
             console.print()
+        if any(": cost by length" in table.caption for table in section.tables):
+            console.print("Other levels, phases and shapes are on the page.\n")
     console.print(f"page:  {report.paths[1]}\ntable: {report.paths[0]}", soft_wrap=True)

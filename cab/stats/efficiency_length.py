@@ -38,8 +38,9 @@ class EfficiencyLength:
         kind: see the module.
         value: the crossing; the shortest or the longest length of the grid for ``from the shortest length`` and
             ``never up to L``; the last crossing for ``several``.
-        low, high: interval of the length from which the mechanism pays for good. ``low`` None: at or below the
-            shortest length; ``high`` None: beyond the longest. Both are None where ``method`` is ``n too small``.
+        low, high: interval of the length from which the mechanism pays for good, within the lengths of the grid.
+            ``low`` None: at or below the shortest length; ``high`` None: beyond the longest. Both are None where
+            ``method`` is ``n too small``.
         crossings: all lengths at which R(L) passes 1, in order.
         level, method: of the interval.
     """
@@ -54,20 +55,27 @@ class EfficiencyLength:
 
     @property
     def text(self) -> str:
-        """A cell of a table, such as ``812 [640, 1,101]``."""
+        """A cell of a table, such as ``812 [640, 1,101]``; other kinds show what of their interval says otherwise."""
+        uncertain = self.method != "n too small"
         if self.kind == "from the shortest length":
-            return f"from {self.value:,.0f} or less"
+            late = self.high is None or self.high > self.value
+            return f"from {self.value:,.0f} or less" + (f" [to {self._high}]" if uncertain and late else "")
         if self.kind == "never up to L":
-            return f"never up to {self.value:,.0f}"
+            early = self.low is None or self.low < self.value
+            return f"never up to {self.value:,.0f}" + (f" [from {self._low}]" if uncertain and early else "")
         if self.kind == "several" and len(self.crossings) == 1:
             return f"only up to {self.value:,.0f}"
-        if self.kind == "several":
-            return "several: " + "; ".join(f"{crossing:,.0f}" for crossing in self.crossings)
-        if self.method == "n too small":
-            return f"{self.value:,.0f}"
-        low = "shortest" if self.low is None else f"{self.low:,.0f}"
-        high = "beyond" if self.high is None else f"{self.high:,.0f}"
-        return f"{self.value:,.0f} [{low}, {high}]"
+        text = "; ".join(f"{crossing:,.0f}" for crossing in self.crossings)
+        text = f"several: {text}" if self.kind == "several" else text
+        return f"{text} [{self._low}, {self._high}]" if uncertain else text
+
+    @property
+    def _low(self) -> str:
+        return "shortest" if self.low is None else f"{self.low:,.0f}"
+
+    @property
+    def _high(self) -> str:
+        return "beyond" if self.high is None else f"{self.high:,.0f}"
 
 
 def efficiency_length(
@@ -108,6 +116,8 @@ def efficiency_length(
     # Percentiles of order statistics: interpolating towards an infinite neighbour would be meaningless.
     low, high = np.quantile(pays_from, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     method = "bootstrap" if fewest >= BOOTSTRAP_FROM_N else "student_t_draws"
+    first, last = float(grid[0]), float(grid[-1])
+    low, high = min(float(low), last), max(float(high), first)
     return EfficiencyLength(kind, value, _finite(low), _finite(high), crossings, level, method)
 
 

@@ -34,6 +34,8 @@ def test_only_the_fused_form_credits_the_causal_half():
     fused, plain = (build_core(n, 2, 8, "causal_self", max_length=100) for n in ("sdpa", "softmax"))
     assert plain.flops(3, 100, 100) == 4 * 3 * 2 * 100 * 100 * 8
     assert fused.flops(3, 100, 100) == 4 * 3 * 2 * (100 * 101 // 2) * 8
+    unfused = build_core("sdpa", 2, 8, "causal_self", max_length=100, impl="math")
+    assert unfused.flops(3, 100, 100) == plain.flops(3, 100, 100)
 
 
 @pytest.mark.parametrize("name", ["softmax", "sdpa"])

@@ -23,11 +23,13 @@ SIX = (
 )
 
 
-def work(name: str, kind: str, phase: str, length: int = 1024, pattern: str = "noncausal_self") -> Workload:
+def work(
+    name: str, kind: str, phase: str, length: int = 1024, pattern: str = "noncausal_self", level: str = "layer"
+) -> Workload:
     return Workload(
         setting=Setting(name, f"attention_zoo.{name}.{kind}"),
         pattern=pattern,
-        level="layer",
+        level=level,
         phase=phase,
         length_q=length,
         length_kv=length,
@@ -46,6 +48,14 @@ def assert_both_methods_agree(workload: Workload) -> None:
 @pytest.mark.parametrize(("name", "kind"), SIX)
 def test_allocator_events_agree_with_the_resident_set(name: str, kind: str) -> None:
     assert_both_methods_agree(work(name, kind, "training"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["noncausal_self", "causal_self"])
+@pytest.mark.parametrize(("name", "kind"), SIX)
+def test_they_agree_about_cores(name: str, kind: str, pattern: str) -> None:
+    if (name, pattern) != ("nystromformer", "causal_self"):  # which has no such form
+        assert_both_methods_agree(work(name, kind, "inference", 2048, pattern, "op"))
 
 
 @pytest.mark.slow

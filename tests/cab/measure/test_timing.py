@@ -62,6 +62,12 @@ def test_warm_up_goes_on_until_times_settle() -> None:
     assert np.all(times.mechanism_s < 1.01)
 
 
+def test_warm_up_has_its_pairs_however_long_they_take() -> None:
+    clock = ScriptedClock({"mechanism": constant(10.0), "baseline": constant(1.0)})
+    times = paired_times(mechanism, baseline, clock, min_time_s=0.0, warmup_time_s=0.5, min_pairs=2, warmup_pairs=3)
+    assert (times.warmup_pairs, len(times.mechanism_s), times.stable) == (3, 2, False)
+
+
 def test_warm_up_that_never_settles_ends_at_its_limit_and_says_so() -> None:
     clock = ScriptedClock({"mechanism": iter(1.5**i for i in range(100)), "baseline": constant(1.0)})
     times = paired_times(mechanism, baseline, clock, min_time_s=0.0, warmup_time_s=50.0, min_pairs=1)

@@ -43,6 +43,7 @@ def test_cab_memory_fit_to_the_digit() -> None:
     assert fit.roots[-1] == pytest.approx(69.5066, abs=5e-5)
     assert fit.quadratic == pytest.approx((8.125237592561976e-4, 0.09382003824, 3.870833333), rel=1e-9)
     assert fit.line == pytest.approx((0.1484375, 4.0), rel=1e-12)
+    assert (fit.r_squared_vanilla, fit.r_squared_efficient) == pytest.approx((1.0, 1.0), abs=1e-10)
     assert sum(fit.residuals_vanilla) == pytest.approx(0.0, abs=1e-9)
 
 
@@ -78,6 +79,23 @@ def test_nothing_is_extrapolated() -> None:
     assert (always.kind, always.value, always.low) == ("from the shortest length", 256, None)
     assert (never.kind, never.value, never.high) == ("never up to L", 8192, None)
     assert never.text == "never up to 8,192"
+
+
+def test_what_is_not_sure_shows_how_far_it_may_be_off() -> None:
+    sure, wide = [0.5, 0.51, 0.49], [0.8, 1.0, 1.2]  # whose mean log ratio is below 0, by less than its error
+    assert efficiency_length([256, 512], [sure, sure]).text == "from 256 or less"
+    unsure = efficiency_length([256, 512, 1024], [wide, sure, sure])
+    assert unsure.high is not None
+    assert unsure.text == f"from 256 or less [to {unsure.high:,.0f}]"
+    above = [[1 / ratio for ratio in ratios] for ratios in (sure, sure, wide)]
+    late = efficiency_length([256, 512, 1024], above)
+    assert late.low is not None
+    assert late.text == f"never up to 1,024 [from {late.low:,.0f}]"
+    lost = efficiency_length([256, 512], [sure, [2.0, 2.1, 1.9]])
+    assert lost.text.startswith("only up to ")
+    back = efficiency_length([256, 512, 1024, 2048], [sure, [1.2, 1.0, 1.1], sure, sure])
+    assert back.text.startswith("several: ")
+    assert back.text.endswith("]")
 
 
 @pytest.mark.parametrize(
