@@ -20,7 +20,7 @@ def test_list_shows_support_result_and_paper_of_every_setting(capsys: pytest.Cap
 def test_list_shows_patterns_lengths_metrics_and_data_of_every_task(outside: Path, capsys) -> None:
     assert main(["list", "--config-dir", str(outside), "attentions=[]"]) == 0
     told = capsys.readouterr().out
-    for name in ("recall", "mlm", "lm", "lstf", "summarization", "first_token"):
+    for name in ("recall", "mlm", "lm", "lstf_weather", "summarization", "first_token"):
         assert name in told
     assert "perplexity (lower)" in told
 

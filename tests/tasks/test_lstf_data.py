@@ -1,142 +1,113 @@
-"""Parsing, gaps, splits, windows and floors of the weather data, on small series of our own making."""
+"""Parts, windows, standardisation and calendar, on small series of our own making."""
 
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.lstf import data
 
-HEADER = "DateTime,WS50m_m/s,WD50m_deg,T2M_degC,PS_hPa"
+START = np.datetime64("2000-01-01T00:00", "m")
 
 
-def csv(*rows: str) -> bytes:
-    return "\n".join([HEADER, *rows]).encode()
+def series_of(steps: np.ndarray, channels: int = 2, step: int = 60) -> data.Series:
+    values = np.random.default_rng(0).normal(size=(len(steps), channels)).astype(np.float32)
+    names = tuple(f"c{number}" for number in range(channels))
+    return data.Series(START + steps * np.timedelta64(step, "m"), values, names, step)
 
 
-def weather(hours: np.ndarray, channels: int = 2) -> data.Weather:
-    values = np.random.default_rng(0).normal(size=(len(hours), channels)).astype(np.float32)
-    return data.Weather(hours, values, tuple(f"c{i}" for i in range(channels)))
-
-
-def test_site_is_parsed_by_hour():
-    site = data.parse_site(csv("2000-01-01 00:00:00,6.5,90,1.5,1000", "2000-01-01 01:00:00,7,180,2,1001"), "A")
-    assert site.index.tolist() == [262968, 262969]  # 30 years of 365 days and 7 leap days, in hours
-    np.testing.assert_array_equal(site.to_numpy(), np.float32([[6.5, 90, 1.5, 1000], [7, 180, 2, 1001]]))
-
-
-@pytest.mark.parametrize("bad", ["", "nan", "inf", "broken"])
-def test_row_without_a_number_is_left_out_and_makes_a_gap(bad):
-    rows = [f"2000-01-01 0{hour}:00:00,{bad if hour == 2 else hour + 1},90,1,1000" for hour in range(5)]
-    site = data.parse_site(csv(*rows), "A")
-    assert (site.index - site.index[0]).tolist() == [0, 1, 3, 4]
-
-
-def test_byte_order_mark_is_no_part_of_the_first_column():
-    content = b"\xef\xbb\xbf" + csv("2000-01-01 00:00:00,1,2,3,4")
-    assert len(data.parse_site(content, "A")) == 1
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"DateTime,WS50m,WD50m_deg,T2M_degC,PS_hPa\n2000-01-01 00:00:00,1,2,3,4", "'WS50m_m/s'.*did you mean 'WS50m'"),
-        (csv("2000-01-01 00:00:00,,2,3,4"), "none of its 1 rows"),
-        (csv(), "none of its 0 rows"),
-        (csv("2000-01-01 00:10:00,1,2,3,4"), "not whole hours, such as 2000-01-01 00:10:00"),
-        (csv("2000-01-01 01:00:00,1,2,3,4", "2000-01-01 00:00:00,1,2,3,4"), "do not rise.*2000-01-01 00:00:00"),
-        (csv("2000-01-01 01:00:00,1,2,3,4", "2000-01-01 01:00:00,1,2,3,4"), "do not rise"),
-    ],
-)
-def test_unusable_file_is_one_line(content, message):
-    with pytest.raises(ValueError, match=message) as error:
-        data.parse_site(content, "site X")
-    assert "site X" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_sites_join_at_common_hours_with_directions_on_the_circle():
-    first = data.parse_site(csv("2000-01-01 00:00:00,1,0,3,4", "2000-01-01 01:00:00,1,90,3,4"), "A")
-    second = data.parse_site(csv("2000-01-01 01:00:00,5,360,7,8", "2000-01-01 02:00:00,1,2,3,4"), "B")
-    joined = data.join_sites({"A": first, "B": second})
-    assert joined.hours.tolist() == [262969]
-    assert joined.names[:3] == ("A wind speed", "A wind direction (sine)", "A wind direction (cosine)")
-    # float32 sines of pi/2 and 2 pi are exact to about 1e-7.
-    np.testing.assert_allclose(joined.values, [[1, 1, 0, 3, 4, 5, 0, 1, 7, 8]], atol=1e-6)
-    with pytest.raises(ValueError, match="A, B have no hour in common"):
-        data.join_sites({"A": first.iloc[:1], "B": second.iloc[1:]})
-
-
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
-    length=st.integers(30, 200),
-    missing=st.sets(st.integers(1, 198), max_size=6),
-    window=st.integers(1, 12),
+    length=st.integers(20, 120),
+    missing=st.sets(st.integers(1, 118), max_size=6),
+    input_length=st.integers(1, 12),
+    horizon=st.integers(1, 12),
     stride=st.integers(1, 12),
+    step=st.sampled_from([15, 60]),
 )
-def test_windows_stay_in_their_split_and_cross_no_gap(length, missing, window, stride):
-    hours = np.array([hour for hour in range(length) if hour not in missing])
-    series = weather(hours)
-    covered: dict[str, set[int]] = {}
-    for split in ("train", "validation", "test"):
-        first, end = series.rows(split)
-        starts = series.window_starts(split, window, stride)
-        covered[split] = {int(row) for start in starts for row in range(start, start + window)}
-        assert all(first <= row < end for row in covered[split])
-        assert all(hours[start + window - 1] - hours[start] == window - 1 for start in starts)
+def test_targets_stay_in_their_part_and_no_window_crosses_a_gap(length, missing, input_length, horizon, stride, step):
+    steps = np.array([number for number in range(length) if number not in missing])
+    series = series_of(steps, step=step)
+    borders = data.Shares(0.6, 0.2).borders(len(steps), step)
+    window = input_length + horizon
+    forecast: dict[str, set[int]] = {}
+    for split, (begin, end) in borders.items():
+        starts = series.window_starts((begin, end), input_length, horizon, stride).tolist()
+        forecast[split] = {row for start in starts for row in range(start + input_length, start + window)}
+        assert all(begin <= row < end for row in forecast[split])
+        assert all(start >= 0 and steps[start + window - 1] - steps[start] == window - 1 for start in starts)
+        if split == "train":  # nothing before it to reach back into
+            assert all(start >= 0 and start + window <= end for start in starts)
         if stride == 1:  # no window is forgotten
-            count = sum(
-                all(hours[row] - hours[start] == row - start for row in range(start, start + window))
-                for start in range(first, end - window + 1)
-            )
-            assert len(starts) == count
-        if stride >= window:
-            assert len(covered[split]) == len(starts) * window
-    assert not covered["train"] & covered["validation"]
-    assert not covered["validation"] & covered["test"]
+            possible = range(max(0, begin - input_length), end - window + 1)
+            assert starts == [start for start in possible if steps[start + window - 1] - steps[start] == window - 1]
+        if stride >= horizon:  # each step is forecast once
+            assert len(forecast[split]) == len(starts) * horizon
+    assert not forecast["train"] & forecast["validation"]
+    assert not forecast["validation"] & forecast["test"]
 
 
-def test_splits_are_60_20_20_in_time():
-    series = weather(np.arange(1000))
-    assert [series.rows(split) for split in ("train", "validation", "test")] == [(0, 600), (600, 800), (800, 1000)]
+def test_every_step_of_a_held_out_part_is_forecast_once_where_the_stride_is_the_horizon():
+    series = series_of(np.arange(1000))
+    starts = series.window_starts((800, 1000), input_length=50, horizon=10, stride=10)
+    assert (starts + 50).tolist() == list(range(800, 1000, 10))
+
+
+def test_published_splits():
+    """Informer, section 4.1 (12/4/4, 15/3/4 and 28/10/10 months of 30 days), and its code's 70/10/20 of the rows."""
+    hourly = data.Months(12, 4, 4).borders(17_420, 60)
+    assert hourly == {"train": (0, 8640), "validation": (8640, 11520), "test": (11520, 14400)}
+    quarters = data.Months(12, 4, 4).borders(69_680, 15)
+    assert quarters == {"train": (0, 34560), "validation": (34560, 46080), "test": (46080, 57600)}
+    assert data.Months(15, 3, 4).borders(26_304, 60)["test"] == (18 * 720, 22 * 720)
+    assert data.Months(28, 10, 10).borders(35_064, 60)["test"] == (38 * 720, 48 * 720)
+    assert data.Shares(0.7, 0.2).borders(26_304, 60) == {
+        "train": (0, 18_412),
+        "validation": (18_412, 21_044),
+        "test": (21_044, 26_304),
+    }
+
+
+def test_series_shorter_than_its_split_is_one_line():
+    with pytest.raises(ValueError, match=r"14,399 rows are too few for a split into 12, 4 and 4 months.*14,400"):
+        data.Months(12, 4, 4).borders(14_399, 60)
 
 
 def test_standardisation_sees_the_training_part_only():
-    series = weather(np.arange(500), channels=3)
-    standardised = data.standardise(series)
+    series = series_of(np.arange(500), channels=3)
+    scale = data.Scale.of(series, (0, 300))
     changed = series.values.copy()
     changed[300:] += 100.0
-    other = data.standardise(data.Weather(series.hours, changed, series.names))
-    np.testing.assert_array_equal(standardised[:300], other[:300])
+    other = data.Scale.of(data.Series(series.times, changed, series.names), (0, 300))
+    np.testing.assert_array_equal(scale.mean, other.mean)
+    np.testing.assert_array_equal(scale.std, other.std)
+    standardised = scale.standardise(series.values)
     # Sums of 300 float32 values of unit scale, each rounded to 6e-8.
     np.testing.assert_allclose(standardised[:300].mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(standardised[:300].std(axis=0), 1, atol=1e-5)
+    np.testing.assert_allclose(scale.undo(standardised), series.values, atol=1e-5)
 
 
 def test_constant_series_is_named():
-    series = weather(np.arange(100))
+    series = series_of(np.arange(100))
     series.values[:60, 1] = 3.0
     with pytest.raises(ValueError, match="series 'c1' is constant in the training part"):
-        data.standardise(series)
+        data.Scale.of(series, (0, 60))
 
 
-def test_floors_against_loops():
-    inputs = np.random.default_rng(1).normal(size=(3, 48, 2))
-    repeat, daily, mean = (floor(inputs, 50) for floor in (data.repeat_last, data.daily_naive, data.input_mean))
-    for step in range(50):
-        past = 48 + step  # the same hour of the last day that is wholly known
-        while past >= 48:
-            past -= 24
-        np.testing.assert_array_equal(repeat[:, step], inputs[:, 47])
-        np.testing.assert_array_equal(daily[:, step], inputs[:, past])
-        np.testing.assert_array_equal(mean[:, step], inputs.mean(axis=1))
-
-
-def test_calendar_has_the_periods_of_day_and_year():
-    hours = np.arange(3 * 8766)
-    features = data.calendar(hours)
-    np.testing.assert_allclose(features[:-24, [0, 2]], features[24:, [0, 2]], atol=1e-6)  # float32 sines
-    np.testing.assert_allclose(features[:8766, [1, 3]], features[8766:17532, [1, 3]], atol=1e-6)
-    assert np.abs(features).max() <= 1
+@pytest.mark.parametrize("step", [15, 60])
+def test_calendar_is_the_fields_of_the_time_from_minus_to_plus_a_half(step):
+    times = START + np.arange(0, 366 * 24 * 60, step) * np.timedelta64(1, "m")  # 2000 is a leap year
+    features = data.calendar(times, step)
+    assert features.shape == (len(times), data.calendar_features(step))
+    assert features.min() == -0.5
+    assert features.max() == 0.5
+    stamp = pd.Timestamp("2000-07-13 17:45" if step == 15 else "2000-07-13 17:00")  # a Thursday, day 195
+    row = int((stamp.to_datetime64() - START) / np.timedelta64(step, "m"))
+    expected = [17 / 23, 3 / 6, 12 / 30, 194 / 365]
+    np.testing.assert_allclose(
+        features[row], np.array([45 / 59, *expected] if step == 15 else expected) - 0.5, atol=1e-7
+    )

@@ -5,19 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tasks.lstf import data
-from tasks.lstf.task import LongSeriesForecasting
+from tasks.lstf import registry
+from tasks.lstf.task import WeatherForecasting
 
 
 @pytest.mark.slow
 def test_shipped_weather_is_what_the_card_says():
-    weather = data.load()
-    assert weather.values.shape == (153_384, 20)
+    weather = registry.load()
+    assert weather.values.shape == (registry.ROWS, registry.CHANNELS)
+    assert registry.TARGET in weather.names
     assert np.isfinite(weather.values).all()
-    assert (np.diff(weather.hours) == 1).all()
-    hours = weather.hours[[0, -1]].astype("datetime64[h]").astype(str)
-    assert hours.tolist() == ["2000-01-01T00", "2017-06-30T23"]
-    floors = LongSeriesForecasting().floors("test")
-    assert len(floors["repeat_last"].units) >= 50
-    means = {name: scores.values["mse"].mean() for name, scores in floors.items()}
+    assert (np.diff(weather.times) == np.timedelta64(60, "m")).all()
+    assert weather.times[[0, -1]].astype(str).tolist() == ["2000-01-01T00:00", "2017-06-30T23:00"]
+    task = WeatherForecasting()
+    assert task.borders["test"] == (122_708, 153_384)
+    floors = task.floors("test")
+    assert len(floors["repeat_last"].units) == 182
+    means = {name: task.card.primary_metric.value(scores) for name, scores in floors.items()}
     assert min(means, key=means.__getitem__) == "repeat_last"  # the strongest floor is the one to beat
