@@ -1,4 +1,5 @@
-"""Every setting of ``conf/attention`` learns in every slot of every task: one step in float32 and under autocast.
+"""Every setting of ``conf/attention`` in every slot of every task: one step learns, in float32 and under autocast, and
+a causal slot does not see the future through the whole model.
 
 The data are made up, so that nothing is fetched; lengths, widths and depths are those of size ``tiny``. The slot under
 test is filled with the mechanism and all others with ``sdpa``, as ``cab run`` fills them.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from attention_zoo.conformance.certify import options_exclude
-from attention_zoo.contract import Attention, Pattern
+from attention_zoo.contract import Attention, Pattern, Support
 from cab.settings import Setting
 from cab.slots import fill
 from cab.task_settings import make_task
@@ -207,6 +208,38 @@ def test_one_step_with_the_setting_s_own_blocks_is_finite(
     steps = list(one_step(SETTINGS[name], task_name, pattern, slot, dtype))
     assert all(p.grad is None or torch.isfinite(p.grad).all() for _, _, p, _, _ in steps)
     assert any(moved for *_, moved, _ in steps)
+
+
+# Per task with a causal slot: what of a batch lies in the future of a target position, and the outputs by position.
+FUTURE: dict[str, tuple[str, Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]]] = {
+    "lm": ("inputs", lambda model, batch: model(batch["inputs"])),
+    "summarization": ("decoder_inputs", lambda model, batch: model(batch["source"], batch["decoder_inputs"])),
+}
+CAUSAL = [
+    pytest.param(name, task, slot, id=f"{name}-{task}-{slot.short}")
+    for (name, setting), task in itertools.product(SETTINGS.items(), FUTURE)
+    for slot in (CS, CC)
+    if slot in {slot for _, slot in SLOTS[task]} and has_form(setting, slot)
+    if setting.card.supports[slot] is not Support.VALUE_CAUSAL
+]
+
+
+@pytest.mark.parametrize(("name", "task_name", "slot"), CAUSAL)
+def test_no_output_depends_on_later_targets(name: str, task_name: str, slot: Pattern) -> None:
+    setting = with_small_blocks(SETTINGS[name])
+    task, batch = task_and_batch(task_name, slot)
+    model = task.build_model(fill(setting, SETTINGS["sdpa"], slot, seed=1)).double().eval()
+    field, outputs = FUTURE[task_name]
+    tokens = batch[field]
+    with torch.no_grad():
+        before = outputs(model, batch)
+        for position in (0, tokens.shape[1] // 3, tokens.shape[1] - 2):
+            later = tokens.clone()
+            later[:, position + 1 :] = later[:, position + 1 :].flip(0, 1)
+            after = outputs(model, {**batch, field: later})
+            # 1e-9: a whole model in float64; equal bits would hold for a layer, and are asked of it by its certificate.
+            torch.testing.assert_close(after[:, : position + 1], before[:, : position + 1], rtol=0, atol=1e-9)
+            assert (after[:, position + 1 :] - before[:, position + 1 :]).abs().max() > 1e-6  # it does see what it may
 
 
 class _Recorder:
