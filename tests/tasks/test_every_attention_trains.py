@@ -30,6 +30,7 @@ from tasks import bible, text
 from tasks.contract import SlotFactory, Task
 from tasks.lstf import registry as weather
 from tasks.lstf.data import Series
+from tasks.pcc import data as meshes
 from tasks.summarization import data as articles
 
 NS, CS, NC, CC = Pattern
@@ -42,6 +43,7 @@ SLOTS: dict[str, list[tuple[Pattern, Pattern]]] = {
     "lm": [(CS, CS)],
     "lstf_weather": [(pattern, slot) for pattern in (NS, NC) for slot in (NS, CS, NC)],
     "mlm": [(NS, NS)],
+    "pcc": [(pattern, slot) for pattern in (NS, NC) for slot in (NS, NC)],
     "recall": [(pattern, pattern) for pattern in Pattern],
     "summarization": [(pattern, slot) for pattern in (NS, CS, CC) for slot in (NS, CS, CC)],
 }
@@ -115,6 +117,19 @@ def made_up_articles() -> list[articles.Article]:
     return [article(index) for index in range(200)]
 
 
+def made_up_meshes() -> list[tuple[str, np.ndarray]]:
+    """Boxes of two triangles a side."""
+
+    def box(size: np.ndarray) -> np.ndarray:
+        corners = np.array(list(itertools.product((-0.5, 0.5), repeat=3))) * size
+        sides = [(0, 1, 3, 2), (4, 5, 7, 6), (0, 1, 5, 4), (2, 3, 7, 6), (0, 2, 6, 4), (1, 3, 7, 5)]
+        faces = [corners[list(face)] for a, b, c, d in sides for face in ((a, b, c), (a, c, d))]
+        return np.stack(faces).astype(np.float32)
+
+    rng = np.random.default_rng(0)
+    return [(f"box {index}", box(rng.uniform(0.2, 1, size=3))) for index in range(30)]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _made_up_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     stream = np.random.default_rng(0).integers(97, 123, size=5000, dtype=np.uint8)
@@ -125,6 +140,7 @@ def _made_up_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(bible, "chapters", lambda translation, split: (chapter,))
         patch.setattr(weather, "load", lambda: series)
         patch.setattr(articles, "load", lambda: corpus)
+        patch.setattr(meshes, "load", made_up_meshes)
         text._tokens.cache_clear()
         yield
     text._tokens.cache_clear()
