@@ -31,6 +31,7 @@ from tasks.contract import SlotFactory, Task
 from tasks.lstf import registry as weather
 from tasks.lstf.data import Series
 from tasks.pcc import data as meshes
+from tasks.sr import data as pictures
 from tasks.summarization import data as articles
 
 NS, CS, NC, CC = Pattern
@@ -45,6 +46,7 @@ SLOTS: dict[str, list[tuple[Pattern, Pattern]]] = {
     "mlm": [(NS, NS)],
     "pcc": [(pattern, slot) for pattern in (NS, NC) for slot in (NS, NC)],
     "recall": [(pattern, pattern) for pattern in Pattern],
+    "sr": [(NS, NS)],
     "summarization": [(pattern, slot) for pattern in (NS, CS, CC) for slot in (NS, CS, CC)],
 }
 
@@ -130,6 +132,19 @@ def made_up_meshes() -> list[tuple[str, np.ndarray]]:
     return [(f"box {index}", box(rng.uniform(0.2, 1, size=3))) for index in range(30)]
 
 
+def made_up_pictures() -> list[pictures.Picture]:
+    rng = np.random.default_rng(0)
+    return [
+        pictures.Picture(
+            f"picture {index}",
+            hashlib.sha256(str(index).encode()).hexdigest(),
+            rng.integers(0, 256, size=(40, 48, 3), dtype=np.uint8),
+            False,
+        )
+        for index in range(30)
+    ]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _made_up_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     stream = np.random.default_rng(0).integers(97, 123, size=5000, dtype=np.uint8)
@@ -141,6 +156,7 @@ def _made_up_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(weather, "load", lambda: series)
         patch.setattr(articles, "load", lambda: corpus)
         patch.setattr(meshes, "load", made_up_meshes)
+        patch.setattr(pictures, "load", made_up_pictures)
         text._tokens.cache_clear()
         yield
     text._tokens.cache_clear()

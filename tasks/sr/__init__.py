@@ -1,0 +1,1 @@
+"""Super-resolution of photographs and faces by a conditional diffusion model."""
