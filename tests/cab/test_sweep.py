@@ -18,8 +18,9 @@ SHORT = ["trainer.max_steps=5", "threads=1"]
 
 
 def rows(folder: Path) -> list[dict]:
+    """All whole lines; the last of a file may be in the making while its sweep runs."""
     files = sorted(folder.glob("results/*/*/records/*.jsonl"))
-    return [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    return [json.loads(line) for path in files for line in path.read_text().rpartition("\n")[0].splitlines()]
 
 
 def ended(folder: Path) -> Counter:
