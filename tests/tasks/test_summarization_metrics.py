@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rouge_score.rouge_scorer import RougeScorer
 
-from tasks.summarization.metrics import rouge
+from tasks.summarization.metrics import library_scorer, rouge
 
 
 def test_values_by_hand():
@@ -31,7 +30,7 @@ def test_order_matters_for_the_subsequence_alone():
 def test_each_document_has_the_library_s_values():
     summaries = ["", "trump wins", "U.S. senate votes on a bill, again", "a a a a", "title\nand subtitle"]
     references = ["nothing", "Trump loses; Trump wins", "Senate votes again on the bill", "a a", "title and subtitles"]
-    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
+    scorer = library_scorer(["rouge1", "rouge2", "rougeL"])
     scores = rouge(summaries, references)
     for row, (summary, reference) in enumerate(zip(summaries, references, strict=True)):
         theirs = scorer.score(target=reference, prediction=summary)
