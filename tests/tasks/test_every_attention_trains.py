@@ -27,12 +27,15 @@ from cab.slots import fill
 from cab.task_settings import make_task
 from cab.train import Learner
 from tasks import bible, text
-from tasks.contract import SlotFactory, Task
+from tasks.contract import SlotFactory, Split, Task
 from tasks.lstf import registry as weather
 from tasks.lstf.data import Series
 from tasks.pcc import data as meshes
 from tasks.sr import data as pictures
 from tasks.summarization import data as articles
+from tasks.tts import data as speech
+from tasks.tts import features
+from tasks.tts.symbols import ESPEAK
 
 NS, CS, NC, CC = Pattern
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -47,6 +50,8 @@ SLOTS: dict[str, list[tuple[Pattern, Pattern]]] = {
     "pcc": [(pattern, slot) for pattern in (NS, NC) for slot in (NS, NC)],
     "recall": [(pattern, pattern) for pattern in Pattern],
     "sr": [(NS, NS)],
+    "tts_fastspeech2": [(NS, NS)],
+    "tts_transformer": [(pattern, slot) for pattern in (NS, CS, CC) for slot in (NS, CS, CC)],
     "summarization": [(pattern, slot) for pattern in (NS, CS, CC) for slot in (NS, CS, CC)],
 }
 
@@ -145,11 +150,27 @@ def made_up_pictures() -> list[pictures.Picture]:
     ]
 
 
+def made_up_speech() -> speech.Corpus:
+    """Utterances whose frames follow from their phonemes, some noise apart; of unequal length."""
+    frames_of = np.random.default_rng(0).normal(-5, 2, size=(len(ESPEAK) + 1, features.BANDS))
+
+    def utterance(index: int) -> speech.Utterance:
+        rng = np.random.default_rng(index + 1)
+        phonemes = rng.integers(1, 40, size=int(rng.integers(8, 16)))
+        durations = 2 + phonemes % 5
+        noise = 0.1 * rng.normal(size=(durations.sum(), features.BANDS))
+        mel = np.repeat(frames_of[phonemes], durations, axis=0) + noise
+        return speech.Utterance(f"{index:03}", phonemes, durations, 4.5 + 0.01 * phonemes, 3 + 0.1 * phonemes, mel)
+
+    splits: list[Split] = ["train"] * 48 + ["validation"] * 5 + ["test"] * 7
+    return speech.Corpus.of(ESPEAK, [(split, utterance(index)) for index, split in enumerate(splits)])
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _made_up_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     stream = np.random.default_rng(0).integers(97, 123, size=5000, dtype=np.uint8)
     chapter = bible.Chapter(1, 1, stream.tobytes())
-    series, corpus = made_up_weather(), made_up_articles()
+    series, corpus, spoken = made_up_weather(), made_up_articles(), made_up_speech()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CAB_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(bible, "chapters", lambda translation, split: (chapter,))
@@ -157,6 +178,7 @@ def _made_up_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(articles, "load", lambda: corpus)
         patch.setattr(meshes, "load", made_up_meshes)
         patch.setattr(pictures, "load", made_up_pictures)
+        patch.setattr(speech, "load", lambda kind: spoken)
         text._tokens.cache_clear()
         yield
     text._tokens.cache_clear()

@@ -1,0 +1,1 @@
+"""Text to speech with two backbones: FastSpeech 2 and Transformer-TTS."""
