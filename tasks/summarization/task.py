@@ -19,6 +19,7 @@ from attention_zoo.contract import Pattern
 from tasks.contract import Artifact, Batch, Metric, Recipe, Scores, Slots, Split, Task, TaskCard
 from tasks.decoding import Limits, continue_prompts
 from tasks.options import chosen, scored_pattern, whole
+from tasks.passes import shuffled_passes
 from tasks.schedules import inverse_square_root
 from tasks.sources import Source, cache_folder
 from tasks.subwords import BYTES
@@ -290,19 +291,11 @@ class Summarization(Task):
         if split != "train":
             yield from self._in_order(articles, start)
             return
-        # One endless sequence of shuffled passes over the documents, cut into batches.
-        count, size = len(articles), self.setting.batch
-        epoch, order = -1, np.empty(0, dtype=np.int64)
-        position = start * size
+        size = self.setting.batch
         while True:
-            rows = []
-            for index in range(position, position + size):
-                if index // count != epoch:
-                    epoch = index // count
-                    order = np.random.default_rng((_SHUFFLE, seed, epoch)).permutation(count)
-                rows.append(articles[order[index % count]])
-            yield self._batch(rows)
-            position += size
+            places = shuffled_passes(np.arange(start * size, (start + 1) * size), len(articles), _SHUFFLE, seed)
+            yield self._batch([articles[place] for place in places])
+            start += 1
 
     def _in_order(self, articles: Sequence[Article], start: int = 0) -> Iterator[Batch]:
         size = self.setting.held_out_batch

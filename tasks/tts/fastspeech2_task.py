@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,25 @@ class Size(Lengths):
     recipe: Recipe
 
 
+BASE = Size(
+    phonemes=256,
+    frames=880,
+    usual_phonemes=100,
+    usual_frames=559,
+    corpus="verses",
+    batch=32,
+    width=256,
+    heads=2,
+    hidden=1024,
+    kernel=9,
+    layers=4,
+    predictor_hidden=256,
+    predictor_dropout=0.5,
+    bins=256,
+    dropout=0.1,
+    recipe=Recipe(max_steps=15_000, learning_rate=5e-4, warmup_steps=1_000, gradient_clip=5.0, weight_decay=0.0),
+)
+
 SIZES: Mapping[str, Size] = {
     "tiny": Size(
         phonemes=48,
@@ -66,42 +85,9 @@ SIZES: Mapping[str, Size] = {
         dropout=0.0,
         recipe=Recipe(max_steps=600, learning_rate=3e-3, warmup_steps=60, weight_decay=0.0),
     ),
-    "base": Size(
-        phonemes=256,
-        frames=880,
-        usual_phonemes=100,
-        usual_frames=559,
-        corpus="verses",
-        batch=32,
-        width=256,
-        heads=2,
-        hidden=1024,
-        kernel=9,
-        layers=4,
-        predictor_hidden=256,
-        predictor_dropout=0.5,
-        bins=256,
-        dropout=0.1,
-        recipe=Recipe(max_steps=15_000, learning_rate=5e-4, warmup_steps=1_000, gradient_clip=5.0, weight_decay=0.0),
-    ),
-    "paper": Size(
-        phonemes=256,
-        frames=880,
-        usual_phonemes=100,
-        usual_frames=559,
-        corpus="verses",
-        batch=PAPER_BATCH,
-        width=256,
-        heads=2,
-        hidden=1024,
-        kernel=9,
-        layers=4,
-        predictor_hidden=256,
-        predictor_dropout=0.5,
-        bins=256,
-        dropout=0.1,
-        recipe=PAPER_RECIPE,
-    ),
+    "base": BASE,
+    # The same network; CAB's training.
+    "paper": replace(BASE, batch=PAPER_BATCH, recipe=PAPER_RECIPE),
 }
 
 

@@ -19,6 +19,7 @@ from attention_zoo.contract import Pattern
 from tasks import bible
 from tasks.contract import Artifact, Batch, Metric, Recipe, Scores, Split, Task
 from tasks.options import chosen, scored_pattern
+from tasks.passes import shuffled_passes
 from tasks.schedules import inverse_square_root
 from tasks.sources import Source
 from tasks.tts import data, features, metrics, original, symbols
@@ -145,18 +146,11 @@ class TextToSpeech(Task):
         while True:
             bucket, place = divmod(step, _BUCKET_BATCHES)
             positions = np.arange(bucket * _BUCKET_BATCHES * size, (bucket + 1) * _BUCKET_BATCHES * size)
-            drawn = rows[self._shuffled(positions, len(rows), seed)]
+            drawn = rows[shuffled_passes(positions, len(rows), _SHUFFLE, seed)]
             drawn = drawn[np.argsort(self.corpus.frames[drawn], kind="stable")]
             order = np.random.default_rng((_BUCKET, seed, bucket)).permutation(_BUCKET_BATCHES)
             yield self.corpus.batch(drawn[order[place] * size : (order[place] + 1) * size])
             step += 1
-
-    @staticmethod
-    def _shuffled(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
-        """Places in one endless sequence of shuffled passes over ``count`` things."""
-        passes, within = np.divmod(positions, count)
-        orders = {index: np.random.default_rng((_SHUFFLE, seed, index)).permutation(count) for index in set(passes)}
-        return np.array([orders[index][place] for index, place in zip(passes, within, strict=True)])
 
     def blank_batch(self, rows: int = 1) -> Batch:
         """Utterances of usual length, all of one phoneme, with frames of the mean."""
