@@ -176,7 +176,7 @@ class PointCloudCompletion(Task):
         self.data = chosen("data of task pcc", data, {"registry": "registry", "original": "original"})
         if data_root is not None and self.data != "original":
             raise ValueError(f"data_root={data_root} is for data=original; data={self.data} comes from a package")
-        self.data_root = original.default_folder() if data_root is None else Path(data_root)
+        self.data_root = original.default_folder() if data_root is None else Path(data_root).expanduser()
         if self.data == "original":
             self.card = dataclasses.replace(self.card, source=original.SOURCE, licence=original.LICENCE)
         self.layout = self._layout(proxies, queries, fold)
