@@ -29,7 +29,7 @@ class Measure:
         min_time_s: seconds of timed calls per process, mechanism and baseline together; ended by a whole pair.
         warmup_pairs: pairs of calls before those that count, at the least: the first two are slow by 5 to 10 %.
         warmup_time_s: seconds of calls before, at the most beyond ``warmup_pairs``; less once times have settled.
-        min_pairs: timed pairs per process, also where they take longer than ``min_time_s``.
+        min_pairs: timed pairs per process, also where they take longer than ``min_time_s``; one more if that is odd.
         time_limit: seconds per child process; past it the cell is ``timeout``.
         memory_limit: of the child's extra memory, such as ``2GiB``; past it the cell is ``out_of_memory``.
         compile: ``torch.compile`` the layer.
@@ -48,7 +48,7 @@ class Measure:
     min_time_s: float = 0.3
     warmup_pairs: int = 3
     warmup_time_s: float = 0.3
-    min_pairs: int = 5
+    min_pairs: int = 6
     time_limit: float = 60.0
     memory_limit: str | None = None
     compile: bool = False

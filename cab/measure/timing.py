@@ -2,7 +2,8 @@
 
 Nothing is deleted: all times after warm-up are kept, and the statistics are over the ratios of neighbours. With a_i
 and b_i the i-th calls of mechanism and baseline, the process's ratio is the median of a_i / b_i. Which of the two goes
-first changes with every pair, so that a linear drift cancels. The unit of replication is the process, never the call.
+first changes with every pair, and the number of pairs is even, so that a linear drift cancels, and what going second
+costs too. The unit of replication is the process, never the call.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def paired_times(
     warmup_pairs: int = 1,
     after_first: Callable[[], None] = lambda: None,
 ) -> PairedTimes:
-    """Warms up, then times pairs until ``min_time_s`` is spent, and at least ``min_pairs``.
+    """Warms up, then times an even number of pairs: until ``min_time_s`` is spent, and at least ``min_pairs``.
 
     ``after_first`` is called after the first pair, outside all timed calls. Warm-up is ``warmup_pairs``, however long
     they take, and then goes on until the last two windows of three pairs agree within 5 %, at the latest after
@@ -122,7 +123,7 @@ def paired_times(
         stable = _settled(np.asarray(warmup))
     pairs: list[tuple[float, float]] = []
     spent = 0.0
-    while spent < min_time_s or len(pairs) < min_pairs:
+    while spent < min_time_s or len(pairs) < min_pairs or len(pairs) % 2:
         pairs.append(_pair(mechanism, baseline, clock, turn=len(pairs)))
         spent += sum(pairs[-1])
     times = np.asarray(pairs)

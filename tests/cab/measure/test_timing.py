@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -82,8 +83,16 @@ def test_drift_cancels_in_the_ratio() -> None:
     assert times.mechanism_s.max() / times.mechanism_s.min() > 5
 
 
+def test_going_second_costs_both_alike() -> None:
+    clock = ScriptedClock({"mechanism": itertools.cycle([1.0, 1.01])})
+    times = paired_times(mechanism, mechanism, clock, min_time_s=0.0, warmup_time_s=0.0, min_pairs=5)
+    assert len(times.mechanism_s) == 6
+    # The mean of x and 1/x is off one by the square of the cost, halved.
+    assert times.ratio == pytest.approx(1.0, abs=0.01**2)
+
+
 def test_all_times_are_kept() -> None:
-    wild = [1.0, 1.0, 500.0, 1.0, 1.0, 1.0]
+    wild = [1.0, 1.0, 500.0, 1.0, 1.0, 1.0, 1.0]
     clock = ScriptedClock({"mechanism": iter(wild), "baseline": constant(1.0)})
     times = paired_times(mechanism, baseline, clock, min_time_s=0.0, warmup_time_s=0.0, min_pairs=5)
     assert times.mechanism_s.tolist() == wild[1:]
