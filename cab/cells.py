@@ -123,9 +123,12 @@ class Cell:
         }
 
 
+_RECIPE = ("max_steps", "learning_rate", "accumulate", "activation_checkpointing")
+
+
 def overridden_recipe(trainer: Trainer) -> dict[str, Any]:
     """What the trainer config says otherwise than the task's recipe."""
-    said = {key: getattr(trainer, key) for key in ("max_steps", "learning_rate", "accumulate")}
+    said = {key: getattr(trainer, key) for key in _RECIPE}
     for key in ("max_steps", "accumulate"):
         if said[key] is not None and said[key] < 1:
             raise UserError(f"trainer.{key}={said[key]} is not allowed: a whole number of at least 1")

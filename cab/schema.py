@@ -58,12 +58,14 @@ class Measure:
 class Trainer:
     """How a run trains (``conf/trainer``); None means: as the task's recipe at its size says.
 
-    ``accumulate`` are the batches whose mean gradient makes one update.
+    ``accumulate`` are the batches whose mean gradient makes one update. ``activation_checkpointing`` computes each
+    block's activations again in the backward pass instead of keeping them: less memory, one more forward pass.
     """
 
     max_steps: int | None = None
     learning_rate: float | None = None
     accumulate: int | None = None
+    activation_checkpointing: bool | None = None
     checkpoint_interval_s: float = 30.0
     log_every: int = 10
 

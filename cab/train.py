@@ -24,6 +24,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from cab.recomputation import recompute_activations
 from cab.slots import derived_seed
 from tasks.contract import Batch, Recipe, Task
 
@@ -85,6 +86,8 @@ class Learner:
     def __init__(self, task: Task, model: nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
         self.task, self.recipe = task, recipe
         self.fabric = make_fabric(next(model.parameters()).device, dtype)
+        if recipe.activation_checkpointing:
+            recompute_activations(model)
         self.model, self.optimizer = self.fabric.setup(model, make_optimizer(model, recipe))
 
     def update(self, batches: Sequence[Batch]) -> Tensor:

@@ -107,6 +107,7 @@ class Recipe:
     """How a size is trained: AdamW, a linear warm-up, a schedule, gradients clipped by their norm.
 
     A step is one update, from ``accumulate`` batches, whose mean loss it follows. ``gradient_clip`` None: not clipped.
+    ``activation_checkpointing``: activations of a block are computed again in the backward pass, not kept for it.
     """
 
     max_steps: int
@@ -118,6 +119,7 @@ class Recipe:
     gradient_clip: float | None = 1.0
     schedule: Schedule = cosine
     accumulate: int = 1
+    activation_checkpointing: bool = False
 
 
 @dataclass(frozen=True)

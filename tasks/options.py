@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from attention_zoo.contract import Pattern
 from attention_zoo.errors import UnknownName
 from tasks.contract import TaskCard
+from tasks.sources import cache_folder
 
 Value = TypeVar("Value")
 
@@ -26,6 +28,16 @@ def scored_pattern(card: TaskCard, pattern: Pattern | str | None) -> Pattern:
     if str(pattern) not in card.patterns:
         raise UnknownName(f"pattern of task {card.name}", str(pattern), map(str, card.patterns))
     return Pattern(pattern)
+
+
+def original_folder(data: str, data_root: str | None, default: str) -> Path | None:
+    """Where ``data=original`` is read: ``data_root``, or ``<cache>/original/<default>``. None for ``data=registry``."""
+    chosen("data", data, {"registry": None, "original": None})
+    if data == "original":
+        return cache_folder() / "original" / default if data_root is None else Path(data_root).expanduser()
+    if data_root is not None:
+        raise ValueError(f"data_root={data_root} is read with data=original only; data=registry comes from a package")
+    return None
 
 
 def whole(name: str, value: int, *, at_least: int, at_most: int | None = None, why: str = "") -> int:

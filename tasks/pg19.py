@@ -17,25 +17,19 @@ from pathlib import Path
 from typing import ClassVar
 
 from tasks.contract import Split
-from tasks.sources import DataUnavailable, cache_folder
+from tasks.sources import DataUnavailable
 from tasks.text import Document
-
-NAME = "pg19"
 
 
 @dataclass(frozen=True)
 class PG19:
     """The books under ``folder``; nothing is read before it is asked for."""
 
+    NAME: ClassVar[str] = "pg19"  # of its folder in the cache
     folder: Path
     source: ClassVar[str] = "PG-19, 28,602 / 50 / 100 books of Project Gutenberg published before 1919"
     licence: ClassVar[str] = "public domain in the United States; the collection is Apache-2.0"
     separator: ClassVar[bytes] = b"\n\n"
-
-    @classmethod
-    def at(cls, root: str | None) -> PG19:
-        """In ``root``; None: where original data are kept in the cache."""
-        return cls(cache_folder() / "original" / NAME if root is None else Path(root).expanduser())
 
     def books(self, split: Split) -> list[Path]:
         """The files of a split, by book id.

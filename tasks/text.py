@@ -19,6 +19,7 @@ import numpy as np
 
 from attention_zoo.errors import UnknownName
 from tasks.contract import Split
+from tasks.options import original_folder
 from tasks.sources import cache_folder
 from tasks.subwords import Subwords
 
@@ -218,18 +219,12 @@ def windows_of(tokens: Tokens, length: int, most: int, *, ahead: int = 0) -> Ite
             yield index, content[i * length : (i + 1) * length + ahead]
 
 
-CORPORA = ("registry", "original")
-
-
 def corpus_of(data: str, translation: str, data_root: str | None) -> Corpus:
     """The text that a task's options name: a translation of the Bible from a package, or PG-19 from a folder."""
     from tasks.bible import TRANSLATIONS, Bible
     from tasks.pg19 import PG19
 
-    if data not in CORPORA:
-        raise UnknownName("data", data, CORPORA)
+    folder = original_folder(data, data_root, PG19.NAME)
     if translation not in TRANSLATIONS:
         raise UnknownName("translation", translation, TRANSLATIONS)
-    if data == "registry" and data_root is not None:
-        raise ValueError(f"data_root={data_root} needs data=original: data=registry is kept in the cache")
-    return PG19.at(data_root) if data == "original" else Bible(translation)
+    return Bible(translation) if folder is None else PG19(folder)

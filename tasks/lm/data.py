@@ -10,6 +10,7 @@ from tasks.contract import Split
 from tasks.text import Text, Tokens, windows_of
 
 IGNORE = -100  # the index that torch's cross entropy leaves out
+_BLOCK = 1 << 22  # tokens of the training stream that are counted at once: PG-19 has billions
 _STREAM = 0x4C4D  # random numbers of this task's training windows
 
 
@@ -58,9 +59,12 @@ def held_out_windows(text: Text, split: Split, length: int, per_document: int) -
 def bigram(text: Text, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """``p(b | a) = (n_ab + p(b)) / (n_a + 1)``, p(b) the unigram, over the training stream, for each pair (a, b)."""
     size, stream = text.size, text.tokens("train").stream
-    codes, counts = np.unique(stream[:-1].astype(np.int64) * size + stream[1:], return_counts=True)
-    before = np.bincount(codes // size, weights=counts, minlength=size)
-    wanted = first.astype(np.int64) * size + second
-    places = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
-    found = np.where(codes[places] == wanted, counts[places], 0)
-    return (found + text.unigram[second]) / (before[first] + 1.0)
+    wanted, places = np.unique(first.astype(np.int64) * size + second, return_inverse=True)
+    pairs, before = np.zeros(len(wanted), dtype=np.int64), np.zeros(size, dtype=np.int64)
+    for start in range(0, len(stream) - 1, _BLOCK):
+        block = stream[start : start + _BLOCK + 1].astype(np.int64)
+        before += np.bincount(block[:-1], minlength=size)
+        codes = block[:-1] * size + block[1:]
+        at = np.minimum(np.searchsorted(wanted, codes), len(wanted) - 1)
+        pairs += np.bincount(at[wanted[at] == codes], minlength=len(wanted))
+    return (pairs[places].reshape(first.shape) + text.unigram[second]) / (before[first] + 1.0)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,14 +13,14 @@ from torch import Tensor, nn
 
 from attention_zoo.contract import Pattern
 from tasks import bible
-from tasks.contract import Artifact, Batch, Metric, Recipe, Scores, Slots, Split, Task, TaskCard
+from tasks.contract import Artifact, Batch, Metric, Recipe, Scores, Slots, Split, TaskCard
 from tasks.decoding import Limits, Sampler, continue_prompts
 from tasks.lm import data
 from tasks.lm.model import Decoder, blank_tokens
-from tasks.options import chosen, scored_pattern, whole
+from tasks.options import whole
 from tasks.schedules import inverse_square_root
-from tasks.sources import Source
-from tasks.text import Text, corpus_of
+from tasks.text import Text
+from tasks.text_task import TextTask
 
 SAMPLE_TOKENS = 200
 
@@ -94,18 +93,14 @@ SIZES: Mapping[str, Size] = {
 }
 
 
-class LanguageModelling(Task):
+class LanguageModelling(TextTask[Size]):
     """Minimise ``-log p(x_{t+1} | x_1 .. x_t)`` over the tokens of a text.
 
+    Options as for :class:`tasks.text_task.TextTask`, and
+
     Args:
-        size: of the backbone, its recipe and its evaluation.
-        pattern: under test; causal self attention is all that the decoder has.
-        length: tokens of context; None means: as the size says.
         evaluation_lengths: contexts at which the perplexity is measured beside ``length``, shorter and longer (CAB,
             section 5.6). Positions beyond ``length`` keep their initial values, as no training reaches them.
-        data: ``registry`` (the Bible) or ``original`` (PG-19).
-        data_root: the folder of the original data; None: in the cache.
-        translation: which text of the registry, ``world_english`` or ``king_james``.
     """
 
     card: TaskCard = TaskCard(
@@ -129,7 +124,6 @@ class LanguageModelling(Task):
         licence=bible.SOURCE.licence,
         citation="form: Radford et al., Language Models are Unsupervised Multitask Learners, 2019; CAB, ICML 2023",
     )
-    sources: ClassVar[tuple[Source, ...]] = (bible.SOURCE,)
 
     def __init__(
         self,
@@ -142,35 +136,24 @@ class LanguageModelling(Task):
         data_root: str | None = None,
         translation: str = "world_english",
     ) -> None:
-        self.setting = chosen("size", size, SIZES)
-        self.size = size
-        self.pattern = scored_pattern(self.card, pattern)
-        self.recipe = self.setting.recipe
-        self.length = self.setting.length if length is None else whole("length", length, at_least=2)
+        super().__init__(
+            SIZES,
+            size=size,
+            pattern=pattern,
+            length=length,
+            data=data,
+            data_root=data_root,
+            translation=translation,
+        )
         self.evaluation_lengths = tuple(
             dict.fromkeys(whole("evaluation_lengths", n, at_least=2) for n in evaluation_lengths or ())
         )
-        self.text = Text(corpus_of(data, translation, data_root), self.setting.vocabulary)
-        self.card = replace(
-            type(self).card,
-            metrics=(*type(self).card.metrics, *(self._metric_at(n) for n in self.evaluation_lengths)),
-            source=self.text.corpus.source,
-            licence=self.text.corpus.licence,
-            unit="held-out book" if data == "original" else type(self).card.unit,
-        )
+        self.also_measure([self._metric_at(n) for n in self.evaluation_lengths])
 
     @staticmethod
     def _metric_at(length: int) -> Metric:
         description = f"exp of the mean negative log-likelihood with a context of {length} tokens"
         return Metric(f"perplexity_at_{length}", "per token", False, description, "exp_mean")
-
-    @property
-    def lengths(self) -> tuple[int, int | None]:
-        return self.length, None
-
-    def prepare(self) -> None:
-        for split in ("train", "validation", "test"):
-            self.text.tokens(split)
 
     def build_model(self, slots: Slots) -> nn.Module:
         size = self.setting

@@ -16,7 +16,8 @@ import pandas as pd
 
 from attention_zoo.errors import UnknownName
 from tasks.lstf.data import Months, Series, Shares
-from tasks.sources import DataUnavailable, cache_folder
+from tasks.published import ETT
+from tasks.sources import DataUnavailable
 
 TIME = "date"
 TIME_FORMATS = ("%Y-%m-%d %H:%M:%S", "%Y/%m/%d %H:%M")  # as published, and as spreadsheets save it
@@ -127,27 +128,24 @@ WTH = Layout(
 )
 
 
-def data_root(layout: Layout, folder: str | None) -> Path:
-    """The folder that holds the file: the given one, or the data set's own in the cache."""
-    return cache_folder() / "original" / layout.folder if folder is None else Path(folder).expanduser()
-
-
-def unavailable(layout: Layout, folder: str | None, reason: str) -> DataUnavailable:
-    path = data_root(layout, folder) / layout.file
+def unavailable(layout: Layout, folder: Path, reason: str) -> DataUnavailable:
+    path = folder / layout.file
     return DataUnavailable(
         f"{layout.name}: {reason}; get {layout.file} from {layout.published} and put it at {path}"
         " (another folder: task.data_root=FOLDER)"
     )
 
 
-def load(layout: Layout, folder: str | None) -> Series:
-    """The data set, from ``<data root>/<file>``.
+def load(layout: Layout, folder: Path) -> Series:
+    """The data set, from ``<folder>/<file>``; fetched into the cache where its publisher serves it.
 
     Raises:
-        DataUnavailable: the file is not there.
+        DataUnavailable: the file is not there, and cannot be fetched.
         ValueError: it is not the published file; see :func:`parse`.
     """
-    path = data_root(layout, folder) / layout.file
+    path = folder / layout.file
+    if layout.name in ETT:
+        ETT[layout.name].into(folder)
     if not path.is_file():
         raise unavailable(layout, folder, f"no file {path}")
     series = parse(path.read_bytes(), layout, str(path))

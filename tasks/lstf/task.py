@@ -22,8 +22,8 @@ from tasks.lstf import data, original, registry
 from tasks.lstf.metrics import FLOORS, UnitErrors
 from tasks.lstf.model import Informer, distilled
 from tasks.lstf.plot import Shown, forecast_png
-from tasks.options import chosen, scored_pattern, whole
-from tasks.sources import Source
+from tasks.options import chosen, original_folder, scored_pattern, whole
+from tasks.sources import Source, cache_folder
 
 _SHUFFLE = 0x157F  # own stream of random numbers for the order of the training windows
 _DAYS_PER_UNIT = 7  # errors of neighbouring days are much alike, those of neighbouring weeks less so
@@ -47,6 +47,7 @@ class Size:
         stride: steps from one held-out window to the next; None: the horizon, so that each step is forecast once.
         epochs: as many steps as so many passes over the training windows take, the rate halved by pass; None: the
             recipe's ``max_steps`` and schedule.
+        relative: whether the model sees and says values relative to the last known one.
     """
 
     lengths: Mapping[str, Lengths]
@@ -60,6 +61,7 @@ class Size:
     recipe: Recipe
     stride: int | None = None
     epochs: int | None = None
+    relative: bool = False
 
 
 def _both(lengths: Lengths) -> Mapping[str, Lengths]:
@@ -76,6 +78,7 @@ TINY = Size(
     dropout=0.0,
     batch=32,
     recipe=Recipe(max_steps=800, learning_rate=2e-3, warmup_steps=80),
+    relative=True,
 )
 BASE = Size(
     lengths=_both(Lengths(336, 168, 336)),
@@ -154,10 +157,13 @@ class DataSet:
     def sizes(self) -> Mapping[str, Size]:
         return {"tiny": TINY, "base": BASE, "paper": self.paper}
 
-    def original_feed(self, folder: str | None) -> Feed:
+    def feed(self, data: str, data_root: str | None) -> Feed:
+        folder = original_folder(data, data_root, self.layout.folder)
+        if folder is None:
+            return self._registry_feed()
         return self._layout_feed(partial(original.load, self.layout, folder))
 
-    def registry_feed(self, folder: str | None) -> Feed:
+    def _registry_feed(self) -> Feed:
         """Of the weather a stand-in; of a named set nothing: another data set under its name would be a lie."""
         if self.layout is original.WTH:
             return Feed(
@@ -168,14 +174,15 @@ class DataSet:
                 splits={"60/20/20": data.Shares(train=0.6, test=0.2)},
                 load=lambda: registry.load(),
             )
-        return self._layout_feed(partial(_not_in_the_registry, self.layout, folder))
+        return self._layout_feed(partial(_not_in_the_registry, self.layout))
 
     def _layout_feed(self, load: Callable[[], data.Series]) -> Feed:
         own = self.layout
         return Feed(own.rows, own.channels, own.step, own.target, own.splits, load)
 
 
-def _not_in_the_registry(layout: original.Layout, folder: str | None) -> data.Series:
+def _not_in_the_registry(layout: original.Layout) -> data.Series:
+    folder = cache_folder() / "original" / layout.folder
     raise original.unavailable(layout, folder, "no registry package carries it, only task.data=original has it")
 
 
@@ -251,6 +258,9 @@ class LongSeriesForecasting(Task):
         input_length, label_length, horizon: in steps; None: as the size says.
         stride: steps from one held-out window to the next; None: as the size says.
         distil: halve the source between encoder layers, as Informer does.
+        relative: give the model each channel relative to its last known value, and add that to what it says: NLinear's
+            normalisation (Zeng et al., "Are Transformers Effective for Time Series Forecasting?", AAAI 2023,
+            arXiv:2205.13504, section 4), which Informer lacks; None: as the size says.
     """
 
     def __init__(
@@ -267,14 +277,15 @@ class LongSeriesForecasting(Task):
         horizon: int | None = None,
         stride: int | None = None,
         distil: bool = True,
+        relative: bool | None = None,
     ) -> None:
         card = type(self).card
         data_set = DATA_SETS[card.name]
         self.setting = chosen(f"size of task {card.name}", size, data_set.sizes)
         self.size, self.features, self.distil = size, features, distil
+        self.relative = self.setting.relative if relative is None else relative
         self.pattern = scored_pattern(card, pattern)
-        feeds = {"registry": data_set.registry_feed, "original": data_set.original_feed}
-        self.feed = chosen("data", data, feeds)(data_root)
+        self.feed = data_set.feed(data, data_root)
         if data == "original" and self.sources:
             self.card = _original_card(card.name)
             self.sources = ()  # type: ignore[misc]
@@ -422,11 +433,12 @@ class LongSeriesForecasting(Task):
         rows = batch["inputs"].shape[0]
         return int(rows * self.lengths[0])
 
-    @staticmethod
-    def _forecast(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _forecast(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         parameter = next(model.parameters())
-        inputs = (batch[name].to(parameter) for name in ("inputs", "input_calendar", "target_calendar"))
-        return model(*inputs).to(parameter.dtype), batch["targets"].to(parameter)
+        names = ("inputs", "input_calendar", "target_calendar", "targets")
+        inputs, *calendars, targets = (batch[name].to(parameter) for name in names)
+        level = inputs[:, -1:] if self.relative else torch.zeros_like(inputs[:, -1:])
+        return model(inputs - level, *calendars).to(parameter.dtype) + level, targets
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return nn.functional.mse_loss(*self._forecast(model, batch))

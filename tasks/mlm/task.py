@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,13 +12,12 @@ from torch import Tensor, nn
 
 from attention_zoo.contract import Pattern
 from tasks import bible
-from tasks.contract import Artifact, Batch, Metric, Recipe, Scores, Slots, Split, Task, TaskCard
+from tasks.contract import Artifact, Batch, Metric, Recipe, Scores, Slots, Split, TaskCard
 from tasks.mlm import data
 from tasks.mlm.model import Encoder
-from tasks.options import chosen, scored_pattern, whole
 from tasks.schedules import linear
-from tasks.sources import Source
-from tasks.text import Text, corpus_of
+from tasks.text import Text
+from tasks.text_task import TextTask
 
 
 @dataclass(frozen=True)
@@ -105,16 +103,10 @@ SIZES: Mapping[str, Size] = {
 }
 
 
-class MaskedLanguageModelling(Task):
+class MaskedLanguageModelling(TextTask[Size]):
     """Minimise ``-log p(b_i | corrupted text)`` over the selected 15 % of the tokens of a text.
 
-    Args:
-        size: of the backbone, its recipe and its evaluation.
-        pattern: under test; noncausal self attention is all that the encoder has.
-        length: tokens of a sequence; None means: as the size says.
-        data: ``registry`` (the Bible) or ``original`` (PG-19).
-        data_root: the folder of the original data; None: in the cache.
-        translation: which text of the registry, ``world_english`` or ``king_james``.
+    Options as for :class:`tasks.text_task.TextTask`.
     """
 
     card: TaskCard = TaskCard(
@@ -138,7 +130,6 @@ class MaskedLanguageModelling(Task):
         licence=bible.SOURCE.licence,
         citation="form: Devlin et al., BERT, NAACL 2019, arXiv:1810.04805; Liu et al., RoBERTa, arXiv:1907.11692",
     )
-    sources: ClassVar[tuple[Source, ...]] = (bible.SOURCE,)
 
     def __init__(
         self,
@@ -150,31 +141,20 @@ class MaskedLanguageModelling(Task):
         data_root: str | None = None,
         translation: str = "world_english",
     ) -> None:
-        self.setting = chosen("size", size, SIZES)
-        self.size = size
-        self.pattern = scored_pattern(self.card, pattern)
-        self.recipe = self.setting.recipe
-        self.length = self.setting.length if length is None else whole("length", length, at_least=2)
-        self.text = Text(corpus_of(data, translation, data_root), self.setting.vocabulary)
-        self.card = replace(
-            type(self).card,
-            source=self.text.corpus.source,
-            licence=self.text.corpus.licence,
-            unit="held-out book" if data == "original" else type(self).card.unit,
+        super().__init__(
+            SIZES,
+            size=size,
+            pattern=pattern,
+            length=length,
+            data=data,
+            data_root=data_root,
+            translation=translation,
         )
-
-    @property
-    def lengths(self) -> tuple[int, int | None]:
-        return self.length, None
 
     @property
     def mask(self) -> int:
         """The token that stands for a masked one."""
         return self.text.size
-
-    def prepare(self) -> None:
-        for split in ("train", "validation", "test"):
-            self.text.tokens(split)
 
     def build_model(self, slots: Slots) -> nn.Module:
         size = self.setting

@@ -21,12 +21,13 @@ import numpy as np
 
 from tasks.contract import Split
 from tasks.pcc.data import View, resample
-from tasks.sources import DataUnavailable, cache_folder
+from tasks.sources import DataUnavailable
 
 SOURCE = (
     "PCN: 28,974 + 100 + 1,200 ShapeNet models of 8 classes as clouds of 16,384 points with views from depth images"
 )
 LICENCE = "ShapeNet's terms: non-commercial research"
+NAME = "PCN"  # of its folder in the cache
 PUBLISHED = "github.com/yuxumin/PoinTr/blob/master/DATASET.md"
 FOLDERS: Mapping[Split, str] = {"train": "train", "validation": "val", "test": "test"}
 SUFFIXES = (".pcd", ".npy")
@@ -35,10 +36,6 @@ _TYPES = {("F", 4): "<f4", ("F", 8): "<f8", ("U", 1): "u1", ("U", 2): "<u2", ("U
 _TYPES |= {("I", 1): "i1", ("I", 2): "<i2", ("I", 4): "<i4"}
 _MIXTURE_STREAM, _VIEW_STREAM = 0x9CC3, 0x9CC4  # own streams of random numbers
 _MIXED = 200  # training clouds in the mean shape
-
-
-def default_folder() -> Path:
-    return cache_folder() / "original" / "PCN"
 
 
 def parse_pcd(content: bytes, name: str) -> np.ndarray:

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from attention_zoo.contract import Pattern
 from tasks.contract import Artifact, Batch, Metric, Recipe, Scores, Slots, Split, Task, TaskCard
-from tasks.options import chosen, scored_pattern, whole
+from tasks.options import chosen, original_folder, scored_pattern, whole
 from tasks.pcc import data, metrics, original
 from tasks.pcc.data import View
 from tasks.pcc.figure import draw
@@ -173,11 +172,8 @@ class PointCloudCompletion(Task):
         self.pattern = scored_pattern(self.card, pattern)
         self.recipe = self.setting.recipe
         self.input_points = self.setting.input_points
-        self.data = chosen("data of task pcc", data, {"registry": "registry", "original": "original"})
-        if data_root is not None and self.data != "original":
-            raise ValueError(f"data_root={data_root} is for data=original; data={self.data} comes from a package")
-        self.data_root = original.default_folder() if data_root is None else Path(data_root).expanduser()
-        if self.data == "original":
+        self.original_root = original_folder(data, data_root, original.NAME)
+        if self.original_root is not None:
             self.card = dataclasses.replace(self.card, source=original.SOURCE, licence=original.LICENCE)
         self.layout = self._layout(proxies, queries, fold)
         self.output_points = self.layout.queries * self.layout.fold**2 + self.input_points
@@ -210,12 +206,12 @@ class PointCloudCompletion(Task):
 
     @cached_property
     def collection(self) -> Collection:
-        if self.data == "original":
-            return original.PCN(self.data_root)
+        if self.original_root is not None:
+            return original.PCN(self.original_root)
         return data.Shapes.of(data.load(), pixels=self.setting.pixels, views=self.setting.views)
 
     def prepare(self) -> None:
-        if self.data == "registry":
+        if self.original_root is None:
             data.load()
         else:
             for split in original.FOLDERS:

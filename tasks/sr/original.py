@@ -22,7 +22,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from tasks.contract import Split
-from tasks.sources import DataUnavailable, cache_folder
+from tasks.sources import DataUnavailable
 from tasks.sr.data import Patch, as_patch
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -30,15 +30,11 @@ PUBLISHED = {
     "ffhq": "https://github.com/NVlabs/ffhq-dataset",
     "celebahq": "https://github.com/tkarras/progressive_growing_of_gans",
 }
+NAME = "ffhq-celebahq"  # of their folder in the cache
 TITLES = {"ffhq": "FFHQ", "celebahq": "CelebA-HQ"}
 SOURCE_TEXT = "FFHQ (training), CelebA-HQ (validation and test), read from a folder"
 LICENCE = "FFHQ: CC BY-NC-SA 4.0 and each picture's own; CelebA-HQ: non-commercial research only"
 _WHOLE_COLOURS = ("RGB", "L", "P", "1")  # modes that become RGB without a loss
-
-
-def default_root() -> Path:
-    """Where the data sets lie unless the user names a folder."""
-    return cache_folder() / "original" / "ffhq-celebahq"
 
 
 def read_picture(path: Path) -> Image.Image:

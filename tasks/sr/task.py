@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from attention_zoo.contract import Pattern
 from tasks.contract import Artifact, Batch, Metric, Recipe, Scores, Slots, Split, Task, TaskCard
-from tasks.options import chosen, scored_pattern, whole
+from tasks.options import chosen, original_folder, scored_pattern, whole
 from tasks.schedules import constant
 from tasks.sources import Source
 from tasks.sr import data as pairs
@@ -192,10 +191,7 @@ class SuperResolution(Task):
         self.size = size
         self.pattern = scored_pattern(self.card, pattern)
         self.recipe = self.setting.recipe
-        self.data = chosen("data of task sr", data, {"registry": "registry", "original": "original"})
-        if data_root is not None and self.data == "registry":
-            raise ValueError(f"data_root={data_root} is not allowed with data=registry: only data=original reads it")
-        self.data_root = original.default_root() if data_root is None else Path(data_root).expanduser()
+        self.original_root = original_folder(data, data_root, original.NAME)
         self.sampling_steps = whole(
             "sampling_steps",
             self.setting.sampling_steps if sampling_steps is None else sampling_steps,
@@ -203,7 +199,7 @@ class SuperResolution(Task):
             at_most=self.setting.schedule_steps,
             why="steps of the schedule",
         )
-        if self.data == "original":
+        if self.original_root is not None:
             self.card = dataclasses.replace(type(self).card, source=original.SOURCE_TEXT, licence=original.LICENCE)
         self._scored: dict[Split, list[tuple[str, pairs.Patch]]] = {}
 
@@ -215,8 +211,8 @@ class SuperResolution(Task):
     def pictures(self, split: Split) -> pairs.Pictures:
         """The pictures of a split."""
         low, high = self.setting.low, self.setting.high
-        if self.data == "original":
-            return original.load(self.data_root, split, low, high, self.setting.scored)
+        if self.original_root is not None:
+            return original.load(self.original_root, split, low, high, self.setting.scored)
         shipped = [picture for picture in pairs.load() if pairs.split_of(picture.key) == split]
         return pairs.ShippedPictures(shipped, low, high, split)
 
@@ -232,7 +228,7 @@ class SuperResolution(Task):
 
     def prepare(self) -> None:
         """Fetches the shipped pictures, or lists the original ones."""
-        if self.data == "registry":
+        if self.original_root is None:
             pairs.load()
         else:
             for split in ("train", "validation", "test"):

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tasks.contract import Split
+from tasks.published import MULTI_NEWS
 from tasks.sources import DataUnavailable
 from tasks.summarization.data import Article
 from tasks.summarization.tokens import words
@@ -40,6 +41,8 @@ def read(folder: Path) -> Mapping[Split, list[Article]]:
         DataUnavailable: a file is missing.
         ValueError: a file is not UTF-8, files of a part differ in their number of lines, or a line is empty.
     """
+    if not any(folder.glob("train.*")):
+        MULTI_NEWS.into(folder)
     parts = {split: _read_part(folder, stem) for split, stem in _PARTS.items()}
     held_out = {article.key for article in (*parts["validation"], *parts["test"])}
     kept = [article for article in parts["train"] if article.key not in held_out]

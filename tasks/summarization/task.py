@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -18,10 +17,10 @@ from torch import Tensor, nn
 from attention_zoo.contract import Pattern
 from tasks.contract import Artifact, Batch, Metric, Recipe, Scores, Slots, Split, Task, TaskCard
 from tasks.decoding import Limits, continue_prompts
-from tasks.options import chosen, scored_pattern, whole
+from tasks.options import chosen, original_folder, scored_pattern, whole
 from tasks.passes import shuffled_passes
 from tasks.schedules import inverse_square_root
-from tasks.sources import Source, cache_folder
+from tasks.sources import Source
 from tasks.subwords import BYTES
 from tasks.summarization import data as news
 from tasks.summarization import floors, original
@@ -189,10 +188,7 @@ class Summarization(Task):
         own = self.setting = chosen("size of task summarization", size, SIZES)
         self.size = size
         self.pattern = scored_pattern(self.card, pattern)
-        self.data = chosen("data of task summarization", data, {"registry": "registry", "original": "original"})
-        if data_root is not None and self.data != "original":
-            raise ValueError(f"data_root={data_root} is read with data=original only")
-        self.data_root = Path(data_root).expanduser() if data_root else cache_folder() / "original" / original.NAME
+        self.original_root = original_folder(data, data_root, original.NAME)
         self.recipe = own.recipe
         self.source_length = whole(
             "source_length",
@@ -212,7 +208,7 @@ class Summarization(Task):
             at_least=len(SPECIALS) + (1 if own.tokeniser == "words" else BYTES),
             why="tokens, special ones included",
         )
-        if self.data == "original":
+        if self.original_root is not None:
             self.card = replace(type(self).card, source=original.DESCRIPTION, licence=original.LICENCE)
 
     @property
@@ -227,7 +223,7 @@ class Summarization(Task):
             DataUnavailable: they are neither cached nor to be had.
             ValueError: a file is corrupt, or a part is empty.
         """
-        parts = original.read(self.data_root) if self.data == "original" else news.split(news.load())
+        parts = news.split(news.load()) if self.original_root is None else original.read(self.original_root)
         for part, articles in parts.items():
             if not articles:
                 raise ValueError(f"no document in the {part} part of {sum(map(len, parts.values()))}")

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.contract import Split
+from tasks.published import LJSPEECH
 from tasks.sources import DataUnavailable, cache_folder
 from tasks.tts.data import Corpus, Utterance, tokens, utterance
 from tasks.tts.features import SAMPLE_RATE
@@ -32,6 +33,7 @@ from tasks.tts.symbols import ARPABET
 
 SOURCE = "LJSpeech 1.1 (K. Ito and L. Johnson, 2017): 13,100 utterances of one speaker, 24 h"
 LICENCE = "public domain"
+NAME = "LJSpeech-1.1"  # of its folder in the cache
 HOME = "https://keithito.com/LJ-Speech-Dataset"
 ALIGNMENT = "ljspeech_mfa.zip"
 ALIGNMENT_HOME = "https://dl.fbaipublicfiles.com/fairseq/s2/ljspeech_mfa.zip"
@@ -40,11 +42,6 @@ _SILENCES = ("", "sil", "sp", "spn")
 _FORMAT = 1  # of the cached arrays
 
 _INTERVAL = re.compile(r'xmin\s*=\s*(\S+)\s+xmax\s*=\s*(\S+)\s+text\s*=\s*"((?:[^"]|"")*)"')
-
-
-def folder() -> Path:
-    """Where the data set is looked for by default."""
-    return cache_folder() / "original" / "LJSpeech-1.1"
 
 
 def _need(path: Path, home: str) -> Path:
@@ -160,6 +157,7 @@ def load(root: Path) -> Corpus:
         DataUnavailable: a file is missing.
         ValueError: a file is damaged, or of another form.
     """
+    LJSPEECH.into(root)
     names = identifiers(_need(root / "metadata.csv", HOME))
     cached = cache_folder() / "derived" / "LJSpeech" / f"{_fingerprint(root, names)[:32]}.npz"
     if not cached.is_file():

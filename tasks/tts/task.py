@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from attention_zoo.contract import Pattern
 from tasks import bible
 from tasks.contract import Artifact, Batch, Metric, Recipe, Scores, Split, Task
-from tasks.options import chosen, scored_pattern
+from tasks.options import chosen, original_folder, scored_pattern
 from tasks.passes import shuffled_passes
 from tasks.schedules import inverse_square_root
 from tasks.sources import Source
@@ -97,12 +96,9 @@ class TextToSpeech(Task):
         self.utterance_lengths = chosen(f"size of task {self.card.name}", size, sizes)
         self.size = size
         self.pattern = scored_pattern(self.card, pattern)
-        self.symbols = chosen("data", data, {"registry": symbols.ESPEAK, "original": symbols.ARPABET})
-        self.is_original = data == "original"
-        if data_root is not None and not self.is_original:
-            raise ValueError(f"data_root={data_root} is read with data=original only")
-        self.data_root = original.folder() if data_root is None else Path(data_root).expanduser()
-        if self.is_original:
+        self.original_root = original_folder(data, data_root, original.NAME)
+        self.symbols = symbols.ESPEAK if self.original_root is None else symbols.ARPABET
+        if self.original_root is not None:
             self.card = replace(type(self).card, source=original.SOURCE, licence=original.LICENCE)
 
     # What a subclass says.
@@ -119,7 +115,11 @@ class TextToSpeech(Task):
 
     @cached_property
     def corpus(self) -> data.Corpus:
-        return original.load(self.data_root) if self.is_original else data.load(self.utterance_lengths.corpus)
+        return (
+            data.load(self.utterance_lengths.corpus)
+            if self.original_root is None
+            else original.load(self.original_root)
+        )
 
     def prepare(self) -> None:
         self.corpus  # noqa: B018 - made and cached by the first look

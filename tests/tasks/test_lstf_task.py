@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from attention_zoo.contract import Attention, Pattern
 from tasks.lstf import data, original, registry
 from tasks.lstf import task as tasks
 from tasks.lstf.plot import panel_channels
+from tasks.published import ETT
 from tasks.sources import DataUnavailable
 
 NS, NC = Pattern.NONCAUSAL_SELF, Pattern.NONCAUSAL_CROSS
@@ -132,7 +134,9 @@ def test_sizes_need_no_data(kind, size):
     assert task.loss(model, task.blank_batch(1)).shape == ()
 
 
-def test_perfect_forecast_scores_zero(task):
+def test_perfect_forecast_scores_zero(weather):
+    task = tasks.WeatherForecasting(relative=False)
+
     class Oracle(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -198,6 +202,22 @@ def test_forecast_does_not_depend_on_the_target(task):
     before, _ = task._forecast(model, batch)
     batch["targets"] = batch["targets"] + 1.0
     assert torch.equal(task._forecast(model, batch)[0], before)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_relative_forecast_follows_the_level_of_its_input(weather, relative):
+    task = tasks.WeatherForecasting(relative=relative)
+    model = task.build_model(slots()).eval().double()
+    batch = dict(next(task.batches("test", seed=0)))
+    before, _ = task._forecast(model, batch)
+    after, _ = task._forecast(model, {**batch, "inputs": batch["inputs"] + 2.0})
+    # 1e-5: values are float32 where two is added to them
+    assert torch.allclose(after, before + 2.0, atol=1e-5) == relative
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_base_and_paper_say_values_as_informer_does(kind):
+    assert [kind(size=size).relative for size in ("tiny", "base", "paper")] == [True, False, False]
 
 
 def test_few_steps_beat_the_floor_on_a_daily_wave(task):
@@ -283,8 +303,10 @@ def test_univariate_is_the_target_alone(etth1, weather):
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "lstf_weather"])
 def test_named_set_is_never_another_one(name, weather, tmp_path, monkeypatch):
     monkeypatch.setenv("CAB_CACHE", str(tmp_path))
+    for key, published in ETT.items():
+        monkeypatch.setitem(ETT, key, replace(published, url="http://127.0.0.1:9/ett.csv"))
     for options in ({"data": "registry"}, {"data": "original"}):
-        with pytest.raises(DataUnavailable, match=r"get \S+\.csv from .* and put it at ") as error:
+        with pytest.raises(DataUnavailable, match=r"(get|put) \S+\.csv .* (put it at|into) ") as error:
             KINDS[name](**options).prepare()
         assert "\n" not in str(error.value)
 

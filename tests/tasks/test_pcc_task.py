@@ -328,7 +328,7 @@ def test_a_short_training_lowers_the_loss(task):
         ({"queries": 1793}, "queries=1793.*2 to 1792"),
         ({"fold": 0}, "fold=0"),
         ({"data": "registy"}, "did you mean 'registry'"),
-        ({"data_root": "/tmp"}, "data_root=/tmp is for data=original"),
+        ({"data_root": "/tmp"}, "data_root=/tmp is read with data=original only"),
     ],
 )
 def test_wrong_option_is_one_line(options, message):

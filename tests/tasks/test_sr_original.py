@@ -157,10 +157,10 @@ def test_a_picture_without_its_pair_is_one_line(prepared, kept, lost):
 def test_absent_data_say_where_they_are_published_and_where_to_put_them(tmp_path, monkeypatch):
     monkeypatch.setenv("CAB_CACHE", str(tmp_path))
     found = SuperResolution(data="original")
-    assert found.data_root == tmp_path / "original" / "ffhq-celebahq"
+    assert found.original_root == tmp_path / "original" / "ffhq-celebahq"
     with pytest.raises(DataUnavailable, match="FFHQ is published at https://github") as error:
         found.prepare()
-    assert str(found.data_root / "ffhq") in str(error.value)
+    assert str(found.original_root / "ffhq") in str(error.value)
     assert "\n" not in str(error.value)
 
 

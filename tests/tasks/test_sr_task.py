@@ -345,7 +345,7 @@ def test_the_sample_shows_photographs_alone_in_four_columns(task):
         ({"size": "tinny"}, "did you mean 'tiny'"),
         ({"pattern": "causal_self"}, "pattern of task sr 'causal_self'.*noncausal_self"),
         ({"data": "orignal"}, "did you mean 'original'"),
-        ({"data_root": "/somewhere"}, "data_root=/somewhere is not allowed with data=registry"),
+        ({"data_root": "/somewhere"}, "data_root=/somewhere is read with data=original only"),
         ({"sampling_steps": 0}, "sampling_steps=0"),
         ({"sampling_steps": 5000}, "sampling_steps=5000.*from 1 to"),
     ],
