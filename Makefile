@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help leaderboard test lint test-slow test-mutation support benchmark-zoo benchmark-cab2023 benchmark-statistics benchmark-backbones clean
+.PHONY: help leaderboard test lint test-slow test-mutation support benchmark-zoo benchmark-cab2023 benchmark-statistics benchmark-tasks benchmark-backbones clean
 
 help:
 	@echo "make leaderboard    the quick protocol: certificates, costs, tasks, page (20 minutes on 2 cores)"
@@ -12,7 +12,8 @@ help:
 	@echo "make test-slow      tests that take minutes"
 	@echo "make benchmark-zoo  time and memory of every mechanism at 1,024 to 8,192, forward and forward+backward (hours)"
 	@echo "make benchmark-cab2023  CAB's efficiency lengths by our clock, to 8,192 (a quarter of an hour up to 4,096)"
-	@echo "make benchmark-statistics  whether 95 % intervals of time ratios hold the truth (7 minutes)"
+	@echo "make benchmark-statistics  whether 95 % intervals of time ratios hold the truth (a quarter of an hour)"
+	@echo "make benchmark-tasks  every task at size tiny with exact attention, beside its floors (10 minutes)"
 	@echo "make benchmark-backbones  parameters, FLOPs and memory of a step of every task's backbone at paper size"
 	@echo "make support        certificates of the whole zoo, and the generated tables in README.md and docs/"
 	@echo "make test-mutation  a seeded fault or a changed sign in a mechanism must fail its certificate"
@@ -54,6 +55,11 @@ benchmark-cab2023: $(INSTALLED)
 benchmark-statistics: $(INSTALLED)
 	$(BIN)/python -m cab.measure.isolation_cost results/reference/statistics
 	$(BIN)/python -m cab.measure.calibration results/reference/statistics
+
+benchmark-tasks: $(INSTALLED)
+	$(BIN)/cab run -m 'task=glob(*)' attention=softmax protocol=tasks threads=2 results=results/reference
+	for folder in results/reference/tasks/*; do $(BIN)/cab report folder=$$folder; done
+	$(BIN)/python docs/tables.py
 
 benchmark-backbones: $(INSTALLED)
 	$(BIN)/python -m cab.measure.backbones results/reference/backbones

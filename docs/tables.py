@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +15,21 @@ from cab.report.cost import Costs, variants
 from cab.report.evidence import Evidence, read_evidence, sections
 from cab.report.markdown import titled
 from cab.report.patterns import PATTERNS, PatternText
+from cab.report.quality import FLOOR, Column, Quality
 from cab.support import LEGEND, markdown
 
 ROOT = Path(__file__).parent.parent
 LENGTH = 4096  # of the table of costs
+TASKS = {  # by the folder of their card
+    "lm": ("lm",),
+    "lstf": ("lstf_weather", "lstf_etth1", "lstf_etth2", "lstf_ettm1", "lstf_ecl"),
+    "mlm": ("mlm",),
+    "pcc": ("pcc",),
+    "recall": ("recall",),
+    "sr": ("sr",),
+    "summarization": ("summarization",),
+    "tts": ("tts_fastspeech2", "tts_transformer"),
+}
 PHASES = {"inference": "forward", "training": "forward+backward"}
 
 
@@ -73,6 +85,46 @@ def _ratio(evidence: Evidence, costs: Costs, name: str, pattern: PatternText) ->
     return numbers.with_interval(measured.value, measured.interval.half_width) + mark
 
 
+def task_figures(*tasks: str) -> str:
+    """Exact attention at size ``tiny`` beside the floors, in every metric, per hardware of ``results/reference/tasks``."""
+    lines: list[str] = []
+    for folder in sorted((ROOT / "results" / "reference" / "tasks").glob("*")):
+        evidence = read_evidence(folder)
+        section = sections(evidence.rows)[0]
+        quality = Quality(evidence, section.rows, "softmax")
+        lines += [f"Exact attention (`softmax`) at `tiny` on `{folder.name}`, 95 % intervals over test examples.", ""]
+        for pattern in PATTERNS:
+            for column in quality.columns(pattern.name):
+                if column.task in tasks and quality.score(pattern.name, column, "softmax") is not None:
+                    lines += _task_table(evidence, quality, pattern, column)
+    return "\n".join(lines).strip()
+
+
+def _task_table(evidence: Evidence, quality: Quality, pattern: PatternText, column: Column) -> list[str]:
+    columns = quality.every_metric(column)
+    floors = [
+        name for name in quality.floors(pattern.name) if any(quality.score(pattern.name, c, name) for c in columns)
+    ]
+    softmax = quality.score(pattern.name, column, "softmax")
+    assert softmax is not None
+    runs = [run.row["run_key"] for run in softmax.runs]
+    took = [float(r["value"]) for r in evidence.rows if r["run_key"] in runs and r["metric"] == "train_time_s"]
+    heads = [f"{each.metric} {each.arrow} ({each.unit})" for each in columns]
+    lines = [
+        f"`{column.task}` in {pattern.short}: {softmax.over}; training took {numbers.seconds(sum(took) / len(took))}.",
+        "",
+        f"| | {' | '.join(heads)} |",
+        f"|---|{'---:|' * len(heads)}",
+    ]
+    for setting in ("softmax", *floors):
+        scores = [quality.score(pattern.name, each, setting) for each in columns]
+        cells = [numbers.with_interval(s.value, s.half_width) if s is not None else "" for s in scores]
+        name = setting.removeprefix(FLOOR)
+        said = "**softmax**" if name == setting else f"floor `{name}`" + ", to beat" * (name == column.floor)
+        lines.append(f"| {said} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 class Block(NamedTuple):
     """A place between the two marks of ``name`` in a file, and what makes its text."""
 
@@ -94,6 +146,10 @@ BLOCKS = (
     Block("README.md", "the support matrix: `make support`", support_matrix),
     Block("README.md", "the costs: `make support`", costs),
     Block("docs/CAB-EFFICIENCY.md", "the comparison: `make support`", cab2023),
+    *(
+        Block(f"tasks/{folder}/README.md", "the figures: `make benchmark-tasks`", partial(task_figures, *tasks))
+        for folder, tasks in TASKS.items()
+    ),
 )
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
-from tasks.sources import DataUnavailable, cache_folder, sha256
+from tasks.sources import DataUnavailable, cache_folder, sha256, shown
 
 _CHUNK_BYTES = 1 << 20
 _PATIENCE_S = 60.0  # between two chunks
@@ -69,7 +69,7 @@ class Published:
             reason = "no connection" if lost else " ".join(str(error).split())
             raise DataUnavailable(
                 f"cannot fetch {self.url} ({reason}); put {self.tells} and what belongs to it"
-                f" into {folder} (another folder: task.data_root=FOLDER)"
+                f" into {shown(folder)} (another folder: task.data_root=FOLDER)"
             ) from error
 
     def _fetched(self, scratch: Path) -> Path:

@@ -33,6 +33,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("CAB_CACHE") or platformdirs.user_cache_dir("cab-attention")).expanduser()
 
 
+def shown(path: Path) -> str:
+    """A path as messages and records tell it: ``~`` for the home folder, which is nobody else's business."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:

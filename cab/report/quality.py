@@ -135,19 +135,7 @@ class Quality:
         name = str(row["task"]) if row else task
         card = self.evidence.cards.get(name)
         if card is not None and card.get("metrics"):
-            metric = card["metrics"][0]
-            return Column(
-                task,
-                str(card.get("title", task)),
-                str(metric["name"]),
-                str(metric.get("unit") or ""),
-                bool(metric["higher_is_better"]),
-                str(metric.get("aggregate", "mean")),
-                str(card.get("unit", "test example")),
-                str(metric.get("description", "")),
-                card.get("floor"),
-                tuple(str(other["name"]) for other in card["metrics"][1:]),
-            )
+            return _columns(task, card)[0]
         if row is None:
             # Planned and nothing known yet, not even the metric's name: the column says pending.
             return Column(task, task, "", "", True, "mean", "test example", "")
@@ -162,6 +150,11 @@ class Quality:
             "test example",
             "",
         )
+
+    def every_metric(self, column: Column) -> list[Column]:
+        """The column itself and those of the card's further metrics."""
+        card = self.evidence.cards.get(column.task.partition("[")[0], {})
+        return _columns(column.task, card) if card.get("metrics") else [column]
 
     def _problem(self, text: str) -> None:
         if text not in self.problems:
@@ -291,6 +284,25 @@ class Quality:
         whole = sorted((s for s in found if s.mean), key=lambda s: (-s.mean.value if s.mean else 0.0, s.setting))
         partial = sorted((s for s in found if not s.mean), key=lambda s: (-len(s.gains), s.setting))
         return [*_ranked(whole), *partial]
+
+
+def _columns(task: str, card: Mapping[str, Any]) -> list[Column]:
+    """A column per metric of a card, the primary one first."""
+    return [
+        Column(
+            task,
+            str(card.get("title", task)),
+            str(metric["name"]),
+            str(metric.get("unit") or ""),
+            bool(metric["higher_is_better"]),
+            str(metric.get("aggregate", "mean")),
+            str(card.get("unit", "test example")),
+            str(metric.get("description", "")),
+            card.get("floor"),
+            tuple(str(other["name"]) for other in card["metrics"] if other is not metric),
+        )
+        for metric in card["metrics"]
+    ]
 
 
 def task_of(row: Row) -> str:

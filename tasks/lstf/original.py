@@ -17,7 +17,7 @@ import pandas as pd
 from attention_zoo.errors import UnknownName
 from tasks.lstf.data import Months, Series, Shares
 from tasks.published import ETT
-from tasks.sources import DataUnavailable
+from tasks.sources import DataUnavailable, shown
 
 TIME = "date"
 TIME_FORMATS = ("%Y-%m-%d %H:%M:%S", "%Y/%m/%d %H:%M")  # as published, and as spreadsheets save it
@@ -131,7 +131,7 @@ WTH = Layout(
 def unavailable(layout: Layout, folder: Path, reason: str) -> DataUnavailable:
     path = folder / layout.file
     return DataUnavailable(
-        f"{layout.name}: {reason}; get {layout.file} from {layout.published} and put it at {path}"
+        f"{layout.name}: {reason}; get {layout.file} from {layout.published} and put it at {shown(path)}"
         " (another folder: task.data_root=FOLDER)"
     )
 
@@ -147,7 +147,7 @@ def load(layout: Layout, folder: Path) -> Series:
     if layout.name in ETT:
         ETT[layout.name].into(folder)
     if not path.is_file():
-        raise unavailable(layout, folder, f"no file {path}")
+        raise unavailable(layout, folder, f"no file {shown(path)}")
     series = parse(path.read_bytes(), layout, str(path))
     if len(series.times) != layout.rows:
         raise ValueError(f"{path}: {len(series.times):,} rows, but the published file has {layout.rows:,}")
