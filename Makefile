@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help leaderboard test lint test-slow test-mutation support benchmark-zoo benchmark-cab2023 benchmark-statistics benchmark-tasks benchmark-backbones clean
+.PHONY: help leaderboard test lint test-slow test-mutation test-browser support benchmark-zoo benchmark-cab2023 benchmark-statistics benchmark-tasks benchmark-report benchmark-backbones clean
 
 help:
 	@echo "make leaderboard    the quick protocol: certificates, costs, tasks, page (20 minutes on 2 cores)"
@@ -14,8 +14,10 @@ help:
 	@echo "make benchmark-cab2023  CAB's efficiency lengths by our clock, to 8,192 (a quarter of an hour up to 4,096)"
 	@echo "make benchmark-statistics  whether 95 % intervals of time ratios hold the truth (a quarter of an hour)"
 	@echo "make benchmark-tasks  every task at size tiny with exact attention, beside its floors (10 minutes)"
+	@echo "make benchmark-report  seconds and memory of a report of half a million records"
 	@echo "make benchmark-backbones  parameters, FLOPs and memory of a step of every task's backbone at paper size"
 	@echo "make support        certificates of the whole zoo, and the generated tables in README.md and docs/"
+	@echo "make test-browser   the page in real headless Chromium"
 	@echo "make test-mutation  a seeded fault or a changed sign in a mechanism must fail its certificate"
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
@@ -38,6 +40,11 @@ lint: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow --ignore=tests/mutation
 
+# Takes the Chromium of the machine (Debian: apt-get install chromium); another one with CHROMIUM=PATH.
+test-browser: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest -m browser
+
 test-mutation: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow tests/mutation
 
@@ -54,12 +61,16 @@ benchmark-cab2023: $(INSTALLED)
 
 benchmark-statistics: $(INSTALLED)
 	$(BIN)/python -m cab.measure.isolation_cost results/reference/statistics
+	$(BIN)/python -m cab.stats.interval_coverage results/reference/statistics
 	$(BIN)/python -m cab.measure.calibration results/reference/statistics
 
+# What cannot be fetched is a recorded gap, and no reason to stop.
 benchmark-tasks: $(INSTALLED)
-	$(BIN)/cab run -m 'task=glob(*)' attention=softmax protocol=tasks threads=2 results=results/reference
-	for folder in results/reference/tasks/*; do $(BIN)/cab report folder=$$folder; done
+	-$(BIN)/cab run -m 'task=glob(*)' attention=softmax protocol=tasks threads=2 results=results/reference
 	$(BIN)/python docs/tables.py
+
+benchmark-report: $(INSTALLED)
+	$(BIN)/python -m cab.report.benchmark results/reference/report
 
 benchmark-backbones: $(INSTALLED)
 	$(BIN)/python -m cab.measure.backbones results/reference/backbones

@@ -11,7 +11,7 @@ setup(
     package_data={
         "cab.conf": ["**/*.yaml"],
         "cab.published": ["**/*.csv", "**/*.md"],
-        "cab.reference": ["support.csv"],
+        "cab.reference": ["*.csv"],
         "cab.report": ["templates/*"],
         "tasks": ["**/*.md"],
         "attention_zoo": ["py.typed"],

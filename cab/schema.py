@@ -135,11 +135,13 @@ class Check(Common):
 class Report(Common):
     """``cab report``: pages from records. ``folder`` is one ``<results>/<protocol>/<hardware>``; default: all found.
 
+    ``results=[A,B]`` compares two folders of results, of two machines or versions: ``comparison.md`` in B.
     ``fit`` is ``measured``, or ``cab2023`` for CAB's own fit of efficiency lengths, and what CAB published, beside the
     measured ones; None: as the command asked for that made the newest records. ``source`` is ``records``, or
     ``published`` for the numbers of papers: CAB's leaderboards made again from its task metrics, and its known errors.
     """
 
+    results: Any = "results"
     source: str = "records"
     folder: str | None = None
     fit: str | None = None

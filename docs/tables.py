@@ -86,7 +86,7 @@ def _ratio(evidence: Evidence, costs: Costs, name: str, pattern: PatternText) ->
 
 
 def task_figures(*tasks: str) -> str:
-    """Exact attention at size ``tiny`` beside the floors, in every metric, per hardware of ``results/reference/tasks``."""
+    """Exact attention at size ``tiny`` beside the floors, in every metric, per hardware of ``reference/tasks``."""
     lines: list[str] = []
     for folder in sorted((ROOT / "results" / "reference" / "tasks").glob("*")):
         evidence = read_evidence(folder)

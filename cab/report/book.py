@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from cab.report import numbers
+from cab.report.analyses import analyses
 from cab.report.cells import SEES_THE_FUTURE, CellMaker, command_of, commit_of
 from cab.report.certificates import MARKS, OTHER_MARKS, SUPPORT, Verdict, card, verdict
+from cab.report.correlations import correlation_table
 from cab.report.cost import Costs, Length, variants
 from cab.report.crossings import Fit, crossing_table, fit_recorded
 from cab.report.evidence import Evidence, Section, sections
 from cab.report.evidence import Row as Record
 from cab.report.figures import CostCurve, CostFigure, Figure, QualityFigure, QualityPanel, QualityPoint
 from cab.report.growth import growth_table
+from cab.report.indices import index_table
 from cab.report.patterns import PATTERNS, PatternText
+from cab.report.profiles import profile_table
 from cab.report.published import published_table, raw_table
 from cab.report.quality import FLOOR, Quality, Standing
 from cab.report.quality import Column as TaskColumn
@@ -151,9 +155,38 @@ def _section(evidence: Evidence, section: Section, anchor: str, problems: list[s
     if any(compared) and anchor == "main":
         compared.append(raw_table(f"{anchor}-cab2023-raw"))
     training = _training(make, section.rows, anchor)
-    found = [table for table in (*compared, training, *tables, *crossings, *growth) if table is not None]
+    size = next((str(row["size"]) for row in section.rows if row.get("task")), "")
+    indices = [index_table(make, pattern, size, f"{anchor}-{pattern.short}-index") for pattern in PATTERNS]
+    agreement = _agreement(evidence, quality, anchor)
+    profiles = [profile_table(make, costs, f"{anchor}-profile-{number}") for number, costs in enumerate(all_costs)]
+    questions = (*indices, *analyses(make, anchor), *agreement)
+    grids = (*tables, *crossings, *growth, *profiles)
+    found = [table for table in (*compared, *questions, training, *grids) if table is not None]
     problems.extend(problem for problem in quality.problems if problem not in problems)
     return SectionPart(anchor, section.title, patterns, tuple(found))
+
+
+def _agreement(evidence: Evidence, quality: Quality, anchor: str) -> list[Table | None]:
+    """Correlations of the patterns by mean gain, and of the tasks of each pattern by gain."""
+    standings = {}
+    for pattern in PATTERNS:
+        found = {name: verdict(evidence.certificates, name, pattern.name) for name in quality.settings(pattern.name)}
+        names = [name for name, v in found.items() if v.admitted and not v.value_causal]
+        standings[pattern] = quality.standings(pattern.name, names)
+    means = {
+        pattern.short: {standing.setting: standing.mean.value for standing in rows if standing.mean is not None}
+        for pattern, rows in standings.items()
+        if any(standing.mean is not None for standing in rows)
+    }
+    tables = [correlation_table(f"{anchor}-patterns-agree", "Do patterns agree on what is good?", "Pattern", means)]
+    for pattern, rows in standings.items():
+        tasks = {
+            column.task: {s.setting: s.gains[column.task].value for s in rows if column.task in s.gains}
+            for column in quality.columns(pattern.name)
+        }
+        caption = f"{pattern.title} ({pattern.short}): do tasks agree on what is good?"
+        tables.append(correlation_table(f"{anchor}-{pattern.short}-tasks-agree", caption, "Task", tasks))
+    return tables
 
 
 def _pattern(make: CellMaker, costs: Costs | None, pattern: PatternText, anchor: str) -> PatternPart | None:
@@ -206,6 +239,9 @@ class _View:
                 f"Gain over {BASELINE}",
                 "mean of tasks ↑",
                 "mean over the tasks of log(baseline / value) for perplexities and errors, value - baseline for scores",
+            ),
+            Column(
+                "p", "Holm", f"of the gain, were there no difference to {BASELINE}; corrected for all settings here"
             ),
             *self._cost_columns(),
         ]
@@ -269,7 +305,7 @@ class _View:
         for column in self.columns:
             cell = SEES_THE_FUTURE if standing is None else self.make.quality_cell(self.pattern.name, column, setting)
             cells.append(cell)
-        cells.append(BLANK if standing is None else self.make.gain_cell(standing))
+        cells += [BLANK, BLANK] if standing is None else [self.make.gain_cell(standing), self.make.p_cell(standing)]
         cells += self._cost_cells(setting)
         kind = "entry" if standing is not None else "value_causal"
         return Row(_setting_cell(self.make.evidence, setting), tuple(cells), kind)  # type: ignore[arg-type]
@@ -290,7 +326,7 @@ class _View:
         columns = self.columns
         cells = [BLANK, BLANK]
         cells += [self.make.floor_cell(self.pattern.name, column, floor) for column in columns]
-        cells += [BLANK] * (1 + cost_columns)
+        cells += [BLANK] * (2 + cost_columns)
         texts = {
             f"floor in {column.task}": str(self.make.quality.floor_text(column, name))
             for column in columns

@@ -78,14 +78,21 @@ class CellMaker:
         if standing.setting == self.quality.baseline:
             return Cell("0", 0.0, details=(("baseline", "every gain here is over it"),))
         gains = tuple(
-            (f"gain in {task}", f"{numbers.signed(gain.value, None)}, {_range(gain)}")
+            (f"gain in {task}", f"{numbers.signed(gain.value, None)}, {range_of(gain)}")
             for task, gain in standing.gains.items()
         )
         return Cell(
             numbers.signed(standing.mean.value, standing.mean.half_width),
             standing.mean.value,
-            details=(("interval", _range(standing.mean)), *gains),
+            details=(("interval", range_of(standing.mean)), *gains),
         )
+
+    def p_cell(self, standing: Standing) -> Cell:
+        """The adjusted p value of the mean gain; blank for the baseline, and where the gain is open."""
+        p = standing.adjusted_p
+        if p is None:
+            return BLANK
+        return Cell("< 0.001" if p < 0.001 else f"{p:.3f}", p)
 
     def ratio_cell(self, costs: Costs, setting: str, pattern: str, length: Length, baseline: str | None = None) -> Cell:
         """Time over the baseline's."""
@@ -94,7 +101,7 @@ class CellMaker:
         failures = costs.failures(setting, pattern, length, "ratio", against)
         if measured is not None:
             raw = ", ".join(numbers.plain(float(row["value"])) for row in measured.rows)
-            over = f"{_range(measured.interval)}, {_method(measured.interval)} over {_processes(measured)}"
+            over = f"{range_of(measured.interval)}, {_method(measured.interval)} over {_processes(measured)}"
             return Cell(
                 numbers.with_interval(measured.value, measured.interval.half_width),
                 measured.value,
@@ -163,7 +170,7 @@ class CellMaker:
 
     def _score_details(self, column: Column, score: Score) -> Details:
         rows = [run.row for run in score.runs]
-        interval = f"{_range(score.interval)}, {_method(score.interval)} over {score.over}"
+        interval = f"{range_of(score.interval)}, {_method(score.interval)} over {score.over}"
         others = tuple(
             (f"{name}", numbers.plain(sum(values) / len(values), 4))
             for name, values in self._also(column, rows).items()
@@ -230,7 +237,7 @@ def _failed(failures: Sequence[Row]) -> Details:
     )
 
 
-def _range(interval: Interval) -> str:
+def range_of(interval: Interval) -> str:
     if interval.low is None or interval.high is None:
         return "no interval"
     return f"{numbers.plain(interval.low, 4)} to {numbers.plain(interval.high, 4)} ({interval.level:.0%})"

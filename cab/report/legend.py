@@ -29,6 +29,12 @@ def how_to_read(book: Book) -> list[tuple[str, str]]:
             "It mixes units, so it orders the table and is not a score. A mean needs every task.",
         ),
         (
+            "p (Holm)",
+            f"how often a mean gain at least as far from zero would be seen without a difference to {base}, corrected "
+            "for the number of settings in the table (Holm's method). Below 0.05 of a table, the chance of one false "
+            "alarm among all its settings is under 5 %. It is of these test examples and seeds; read the gain first.",
+        ),
+        (
             "Rank",
             "by mean gain. Entries whose intervals overlap that of the first of their group share its rank (=): these "
             "data do not tell them apart. Overlap is the cautious rule: it ties more than a paired test would.",

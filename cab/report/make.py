@@ -10,9 +10,11 @@ import pandas as pd
 
 from cab import schema
 from cab.records import COLUMNS
-from cab.report.book import Book, build_book
+from cab.report.book import BASELINE, Book, build_book
+from cab.report.compare import counterparts, write_comparison
 from cab.report.crossings import Fit, fit_named
 from cab.report.evidence import Evidence, read_evidence
+from cab.report.exports import tables_of, to_csv, to_latex
 from cab.report.figures import write_figures
 from cab.report.markdown import to_markdown
 from cab.report.page import to_html
@@ -44,7 +46,7 @@ SUMMARY = "summary.txt"
 
 def make_report(folder: Path, *, figures: bool = True, fit: Fit | None = None) -> Report:
     """Writes ``leaderboard.md``, ``index.html``, ``figures/``, ``summary.txt`` (the answer and the top of each
-    pattern, for a terminal), ``records.csv`` and ``records.parquet`` into ``folder``.
+    pattern, for a terminal), ``tables/`` (each table as CSV and LaTeX), ``records.csv`` and ``records.parquet``.
 
     The same records give the same bytes. With ``figures`` false no figure is drawn anew and nothing is exported, for
     the rebuilds while results come in. ``fit`` ``cab2023`` adds CAB's own efficiency lengths; None: as the command
@@ -64,6 +66,7 @@ def make_report(folder: Path, *, figures: bool = True, fit: Fit | None = None) -
     ]
     if figures:
         paths += _export(folder, evidence)
+        paths += _export_tables(folder / "tables", book)
     paths += [path for picture in drawn for path in (picture.svg, picture.png)]
     return Report(folder, tuple(paths), _top(book), book, book.problems, book.pending)
 
@@ -90,6 +93,18 @@ def _export(folder: Path, evidence: Evidence) -> list[Path]:
     return [_write(folder / "records.csv", csv), _write(folder / "records.parquet", table.getvalue())]
 
 
+def _export_tables(folder: Path, book: Book) -> list[Path]:
+    """Each table as CSV and as LaTeX; those of an earlier report go."""
+    folder.mkdir(exist_ok=True)
+    written = []
+    for table in tables_of(book):
+        written.append(_write(folder / f"{table.anchor}.csv", to_csv(table).encode()))
+        written.append(_write(folder / f"{table.anchor}.tex", to_latex(table).encode()))
+    for stale in {*folder.glob("*.csv"), *folder.glob("*.tex")} - set(written):
+        stale.unlink()
+    return written
+
+
 def _write(path: Path, content: bytes) -> Path:
     """Whole or not at all, so that a reader of the page never sees half of one."""
     partial = path.with_name(f".{path.name}.partial")
@@ -103,6 +118,38 @@ def folders_with_records(results: Path) -> list[Path]:
     return sorted({path.parent.parent for path in results.glob("*/*/records/*.jsonl")})
 
 
+def _with_records(results: str) -> list[Path]:
+    folders = folders_with_records(Path(results).expanduser())
+    if not folders:
+        raise ValueError(
+            f"results={results!r} holds no records (<protocol>/<hardware>/records/*.jsonl); make some with "
+            "`cab leaderboard`, or give another folder with results=DIR"
+        )
+    return folders
+
+
+def compare_results(config: schema.Report) -> list[Path]:
+    """``comparison.md`` for each protocol that both of ``config.results`` have.
+
+    Raises:
+        ValueError: they are not two, or have nothing in common.
+    """
+    results = list(config.results)
+    if len(results) != 2 or not all(isinstance(folder, str) for folder in results):
+        raise ValueError(f"results={results} is not allowed: one folder, or two to compare, as results=[A,B]")
+    if config.folder is not None:
+        raise ValueError("folder= names one report; to compare two, results=[A,B] is enough")
+    pairs = counterparts(*(_with_records(folder) for folder in results))
+    written = []
+    for first, second in pairs:
+        if config.dry_run:
+            print(f"would compare {first} with {second}")
+            continue
+        written.append(write_comparison(first, second, BASELINE, _write))
+        print(written[-1])
+    return written
+
+
 def report(config: schema.Report) -> list[Report]:
     """The verb: reports of ``config.folder``, or of every folder under ``config.results`` that holds records.
 
@@ -110,17 +157,15 @@ def report(config: schema.Report) -> list[Report]:
         ValueError: there are no records.
     """
     fit = None if config.fit is None else fit_named(config.fit)
+    if not isinstance(config.results, str):
+        compare_results(config)
+        return []
     if config.folder is not None:
         folders = [Path(config.folder).expanduser()]
         if not folders[0].is_dir():
             raise ValueError(f"folder={config.folder!r} is not a folder; it is one <results>/<protocol>/<hardware>")
     else:
-        folders = folders_with_records(Path(config.results).expanduser())
-        if not folders:
-            raise ValueError(
-                f"results={config.results!r} holds no records (<protocol>/<hardware>/records/*.jsonl); make some with "
-                "`cab leaderboard`, or give another folder with results=DIR"
-            )
+        folders = _with_records(config.results)
     if config.dry_run:
         for folder in folders:
             print(f"would report {folder}")

@@ -43,6 +43,7 @@ def _lines(book: Book, drawn: Sequence[Drawn]) -> Iterator[str]:
     if book.commands:
         yield f"- Commands that made the records: {', '.join(f'`{command}`' for command in book.commands[:20])}"
     yield "- The records: `records/*.jsonl`, as one table `records.csv` and `records.parquet`"
+    yield "- The tables: `tables/*.csv` and `tables/*.tex`"
     yield ""
     if book.problems:
         yield from (f"Problems with what was read ({len(book.problems)}):", "")

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from cab.report.evidence import Evidence, Row, is_ok
+from cab.stats.comparisons import holm, p_value
 from cab.stats.intervals import SMALLEST_N, Interval, interval_over_units, paired_difference
 
 FLOOR = "floor:"
@@ -79,7 +80,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Standing:
-    """A setting in a pattern's table: gains by task, their mean, and a rank where all tasks are there."""
+    """A setting in a pattern's table: gains by task, their mean, and a rank where all tasks are there.
+
+    ``adjusted_p`` is of the mean gain against zero, by Holm's method over the settings of the table.
+    """
 
     setting: str
     gains: Mapping[str, Interval]
@@ -87,6 +91,7 @@ class Standing:
     mean: Interval | None = None
     rank: int | None = None
     tied: bool = False
+    adjusted_p: float | None = None
 
     @property
     def coverage(self) -> str:
@@ -280,10 +285,18 @@ class Quality:
         for setting in settings:
             gains = {column.task: gain for column in columns if (gain := self.gain(pattern, column, setting))}
             complete = len(gains) == len(columns) > 0
-            found.append(Standing(setting, gains, len(columns), _mean(list(gains.values())) if complete else None))
+            found.append(
+                Standing(setting, gains, len(columns), mean_interval(list(gains.values())) if complete else None)
+            )
         whole = sorted((s for s in found if s.mean), key=lambda s: (-s.mean.value if s.mean else 0.0, s.setting))
         partial = sorted((s for s in found if not s.mean), key=lambda s: (-len(s.gains), s.setting))
-        return [*_ranked(whole), *partial]
+        return [*self._compared(_ranked(whole)), *partial]
+
+    def _compared(self, standings: Sequence[Standing]) -> list[Standing]:
+        """With p values of all but the baseline itself."""
+        against = [s.setting != self.baseline for s in standings]
+        found = [p_value(s.mean) if s.mean and other else None for s, other in zip(standings, against, strict=True)]
+        return [replace(s, adjusted_p=p) for s, p in zip(standings, holm(found), strict=True)]
 
 
 def _columns(task: str, card: Mapping[str, Any]) -> list[Column]:
@@ -336,7 +349,7 @@ def _paired(a: bytes, b: bytes, weights: bytes | None) -> Interval:
     return paired_difference(np.frombuffer(a), np.frombuffer(b), w)
 
 
-def _mean(gains: Sequence[Interval]) -> Interval:
+def mean_interval(gains: Sequence[Interval]) -> Interval:
     n = len(gains)
     value = sum(gain.value for gain in gains) / n
     if any(gain.low is None or gain.high is None for gain in gains):

@@ -50,6 +50,23 @@ document.addEventListener("click", (event) => {
   if (button?.classList.contains("sort")) sortBy(button);
   if (button?.classList.contains("cell")) openCell(button);
 });
+// Hides the rows of settings whose name holds none of the words; floors stay.
+const filter = document.getElementById("filter");
+function filterRows() {
+  const words = filter.value.toLowerCase().split(/[\s,]+/).filter(Boolean);
+  const names = new Set();
+  const shown = new Set();
+  for (const row of document.querySelectorAll("table.settings tbody:not(.floors) tr")) {
+    const name = row.children[0].textContent.trim();
+    row.hidden = words.length > 0 && !words.some((word) => name.toLowerCase().includes(word));
+    names.add(name);
+    if (!row.hidden) shown.add(name);
+  }
+  const count = `${shown.size} of ${names.size} settings shown`;
+  document.getElementById("filtered").textContent = words.length ? count : "";
+}
+filter.addEventListener("input", filterRows);
+filterRows(); // a browser may have kept what was typed before
 // A link to a reason or a table inside a closed part opens that part.
 window.addEventListener("hashchange", () => {
   const target = document.getElementById(location.hash.slice(1));

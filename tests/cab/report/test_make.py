@@ -22,7 +22,8 @@ VOID = {"meta", "link", "br", "path", "use", "input"}
 
 def written(folder: Path) -> dict[str, bytes]:
     names = ("leaderboard.md", "index.html", "summary.txt", "records.csv", "records.parquet")
-    files = [folder / name for name in names] + sorted((folder / "figures").iterdir())
+    files = [folder / name for name in names]
+    files += [path for part in ("figures", "tables") for path in sorted((folder / part).iterdir())]
     return {path.name: path.read_bytes() for path in files}
 
 
