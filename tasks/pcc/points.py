@@ -20,9 +20,13 @@ CHUNK = 1 << 25  # distances that are held at once: 128 MiB in float32
 
 
 def gather(values: Float[Tensor, "B N C"], indices: Int[Tensor, "B ..."]) -> Float[Tensor, "B ... C"]:
-    """``values[b, indices[b, ...]]``."""
-    rows = torch.arange(len(values), device=values.device).view(-1, *[1] * (indices.ndim - 1))
-    return values[rows, indices]
+    """``values[b, indices[b, ...]]``.
+
+    Not written so: the backward pass of advanced indexing adds up in the order in which threads come, and no two runs
+    would be equal.
+    """
+    places = indices.flatten(1)[:, :, None].expand(-1, -1, values.shape[2])
+    return values.gather(1, places).unflatten(1, indices.shape[1:])
 
 
 def farthest_points(points: Float[Tensor, "B N 3"], count: int) -> Int[Tensor, "B count"]:

@@ -50,6 +50,15 @@ def test_neighbours_do_not_depend_on_the_chunk_and_are_those_of_sorting(chunk):
     assert torch.equal(nearest(points, source, chunk=chunk), sorted_all[:, :, 0])
 
 
+def test_gathered_rows_are_those_of_their_index_and_their_gradient_does_not_depend_on_threads():
+    torch.set_num_threads(4)
+    values, indices = torch.randn(1, 64, 64, requires_grad=True), torch.randint(0, 64, (1, 4096, 8))
+    weights = torch.randn(1, 4096, 8, 64)
+    assert torch.equal(gather(values, indices)[0], values[0][indices[0]])
+    found = [torch.autograd.grad((gather(values, indices) * weights).sum(), values)[0] for _ in range(10)]
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
 def test_fewer_neighbours_where_the_source_has_fewer():
     assert neighbours(cloud(1, 4), cloud(1, 3), 8).shape == (1, 4, 3)
 
