@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from attention_zoo.contract import Support
+from attention_zoo.contract import Pattern, Support
 from cab import device as devices
 from cab import protocol, schema
 from cab.cells import Cell
@@ -24,6 +24,7 @@ from cab.certificates import certificate, gate
 from cab.commands import sweep
 from cab.compose import Composer
 from cab.costs import measure_costs, patterns
+from cab.errors import unknown
 from cab.measure.environment import hardware_id
 from cab.records import RETRIED, RecordStore, Status
 from cab.report.crossings import fit_named
@@ -148,7 +149,7 @@ class Leaderboard:
         choice = next((word for word in self.overrides if word.startswith("protocol=")), "protocol=quick")
         grids = []
         for name in self.tasks:
-            scored = [str(pattern) for pattern in self.cards[name].patterns if pattern in self.patterns]
+            scored = [str(pattern) for pattern in self._scored(name)]
             if not scored:
                 continue
             grids.append(
@@ -170,6 +171,20 @@ class Leaderboard:
                 ]
             )
         return grids
+
+    def _scored(self, task: str) -> list[Pattern]:
+        """The patterns in which a task is run: of its card, of the protocol, and asked for.
+
+        Raises:
+            UserError: the protocol names a pattern that the task does not score.
+        """
+        card, named = self.cards[task], self.config.protocol.scored_patterns
+        allowed = [str(pattern) for pattern in card.patterns]
+        for name in named.get(task, ()):
+            if name not in allowed:
+                raise unknown(f"protocol.scored_patterns.{task}", name, allowed)
+        chosen = named.get(task, allowed)
+        return [pattern for pattern in card.patterns if str(pattern) in chosen and pattern in self.patterns]
 
     def _refuse(self, cell: Cell) -> Refusal | None:
         """A run whose number could not enter the board is not run; the record says why."""
@@ -193,7 +208,7 @@ class Leaderboard:
                 plan += [
                     {"setting": setting.name, "pattern": str(pattern), "task": name}
                     for name in self.tasks
-                    if pattern in self.cards[name].patterns
+                    if pattern in self._scored(name)
                 ]
         path = self.store.folder / "plan.json"
         path.write_text(json.dumps(plan, indent=0) + "\n")

@@ -72,13 +72,17 @@ class Trainer:
 
 @dataclass
 class Protocol:
-    """A named, versioned set of cells (``conf/protocol``); ``fit`` is that of its report (see :class:`Report`)."""
+    """A named, versioned set of cells (``conf/protocol``); ``fit`` is that of its report (see :class:`Report`).
+
+    ``scored_patterns`` are, by task, the patterns in which it is run, where that is not all of its card's.
+    """
 
     name: str = MISSING
     version: int = MISSING
     attentions: list[str] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
     patterns: list[str] = field(default_factory=list)
+    scored_patterns: dict[str, list[str]] = field(default_factory=dict)
     size: str = "tiny"
     seeds: list[int] = field(default_factory=lambda: [1])
     lengths: list[int] = field(default_factory=list)

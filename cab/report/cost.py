@@ -80,6 +80,7 @@ class Costs:
         self.baseline = baseline
         self._values: dict[tuple[str, str, Length, str, str | None], list[Row]] = {}
         self._failed: dict[tuple[str, str, Length | None], list[Row]] = {}
+        self._baselines: dict[str, list[str]] = {}
         for row in rows:
             setting, pattern, length = str(row.get("setting")), str(row.get("pattern")), length_of(row)
             if is_ok(row):
@@ -103,8 +104,10 @@ class Costs:
 
     def baselines(self, pattern: str) -> list[str]:
         """The settings that ratios are to; the headline's baseline first."""
-        found = {key[4] for key in self._values if key[1] == pattern and key[3] == "ratio" and key[4]}
-        return sorted((str(name) for name in found), key=lambda name: (name != self.baseline, name))
+        if pattern not in self._baselines:
+            found = {key[4] for key in self._values if key[1] == pattern and key[3] == "ratio" and key[4]}
+            self._baselines[pattern] = sorted(map(str, found), key=lambda name: (name != self.baseline, name))
+        return self._baselines[pattern]
 
     def ratio(self, setting: str, pattern: str, length: Length, baseline: str | None = None) -> Measured | None:
         """Time over the baseline's: the geometric mean over processes of their paired ratios."""

@@ -27,6 +27,7 @@ COLOURS = ("#0060a8", "#b84300", "#00735a", "#9c3f7d", "#7a5c00", "#20758c", "#a
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)))
 
+MOST_NAMES = 16  # in a panel; of more, only the best are named, and the tables hold all
 WIDTH = 5.6  # inches; at half of a page the text of 10 points is still 6 to 7 points
 DRAWING = 4  # changes whenever the same data would be drawn in another way
 
@@ -146,6 +147,11 @@ def front(points: Sequence[QualityPoint], higher_is_better: bool) -> list[Qualit
     return kept
 
 
+def _named(panel: QualityPanel) -> list[QualityPoint]:
+    """The points that get their name: all, or of many those on the front."""
+    return list(panel.points) if len(panel.points) <= MOST_NAMES else front(panel.points, panel.higher_is_better)
+
+
 def _style(setting: str, settings: Sequence[str]) -> tuple[str, str, Any]:
     number = settings.index(setting)
     return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)]
@@ -243,7 +249,8 @@ def _draw_curves(axes: Axes, figure: CostFigure) -> None:
     axes.xaxis.set_major_locator(FixedLocator(lengths))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(lengths[0] / 1.15, lengths[-1] * (1.15 if len(lengths) == 1 else (lengths[-1] / lengths[0]) ** 0.42))
-    axes.set_xlabel("length of the keys [tokens]; diamond: where the time crosses that of the baseline")
+    few = f"; the fastest {MOST_NAMES} of {len(figure.curves)} are named" if len(figure.curves) > MOST_NAMES else ""
+    axes.set_xlabel(f"length of the keys [tokens]; diamond: where the time crosses that of the baseline{few}")
     axes.xaxis.label.set_fontsize(8.5)
     axes.set_ylabel(figure.y_label)
 
@@ -272,8 +279,8 @@ def _label_points(axes: Axes, panel: QualityPanel, settings: Sequence[str]) -> N
     """Puts each name beside its point where it covers the least of points, intervals, front and names before it."""
     scale = axes.figure.dpi / 72
     frame = axes.get_window_extent()
-    places = [(point.setting, point.x, point.y) for point in panel.points]
-    pixels = {name: axes.transData.transform((x, y)) for name, x, y in places}
+    places = [(point.setting, point.x, point.y) for point in _named(panel)]
+    pixels = {point.setting: axes.transData.transform((point.x, point.y)) for point in panel.points}
     taken = [(x - 5 * scale, y - 5 * scale, x + 5 * scale, y + 5 * scale) for x, y in pixels.values()]
     for p in panel.points:
         low = axes.transData.transform((p.x if p.x_low is None else p.x_low, p.y if p.y_low is None else p.y_low))
@@ -341,9 +348,8 @@ def _shared(a: tuple[float, float, float, float], b: tuple[float, float, float, 
 def _label_ends(axes: Axes, figure: CostFigure) -> None:
     """Names at the right ends, pushed apart until none covers another, with a thin line to the end it names."""
     scale = axes.figure.dpi / 72
-    ends = [
-        (curve.setting, *curve.points[-1][:2], _style(curve.setting, figure.settings)[0]) for curve in figure.curves
-    ]
+    fastest = sorted(figure.curves, key=lambda curve: (curve.points[-1][1], curve.setting))[:MOST_NAMES]
+    ends = [(curve.setting, *curve.points[-1][:2], _style(curve.setting, figure.settings)[0]) for curve in fastest]
     right = max(x for _, x, _, _ in ends)
     ends.append((figure.baseline, right, 1.0, INK))
     wanted = [(float(axes.transData.transform((x, y))[1]), name, x, y, colour) for name, x, y, colour in ends]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,9 +36,14 @@ class _DetailStore:
         return self._numbers.setdefault(details, len(self._numbers)) if details else None
 
     def script(self) -> Markup:
-        """The texts as JSON that no text can break out of."""
-        text = json.dumps([[list(pair) for pair in details] for details in self._numbers], ensure_ascii=False)
-        return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+        """The texts as JSON, deflated, in base 64: much of a page is commands that differ in a word.
+
+        ``[texts, cells]``: a cell is a list of places in ``texts``, label and text in turn.
+        """
+        texts: dict[str, int] = {}
+        cells = [[texts.setdefault(text, len(texts)) for pair in details for text in pair] for details in self._numbers]
+        content = json.dumps([list(texts), cells], ensure_ascii=False, separators=(",", ":"))
+        return Markup(base64.b64encode(zlib.compress(content.encode(), 9)).decode())
 
 
 def to_html(book: Book, drawn: Sequence[Drawn]) -> str:

@@ -77,7 +77,7 @@ TINY = Size(
     decoder_layers=1,
     dropout=0.0,
     batch=32,
-    recipe=Recipe(max_steps=800, learning_rate=2e-3, warmup_steps=80),
+    recipe=Recipe(max_steps=500, learning_rate=2e-3, warmup_steps=50),
     relative=True,
 )
 BASE = Size(

@@ -82,7 +82,7 @@ SIZES: Mapping[str, Size] = {
         dropout=0.0,
         batch=16,
         held_out_batch=64,
-        recipe=Recipe(max_steps=960, learning_rate=5e-3, warmup_steps=40),
+        recipe=Recipe(max_steps=640, learning_rate=5e-3, warmup_steps=40),
     ),
     "base": Size(
         tokeniser="subwords",

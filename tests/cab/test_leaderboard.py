@@ -134,3 +134,22 @@ def test_dry_run_says_what_it_would_do(outside: Path, in_tmp: Path, capsys: pyte
     assert main(["leaderboard", "--config-dir", str(outside), *SMALL, "dry_run=true"]) == 0
     assert "linear" in capsys.readouterr().err
     assert not list(in_tmp.glob("results/*/*/records/*"))
+
+
+def test_a_protocol_may_score_a_task_in_some_of_its_patterns(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["leaderboard", "protocol=quick", "attentions=[sdpa]", "dry_run=true"]) == 0
+    said = capsys.readouterr()
+    planned = [line.split()[:2] for line in (said.out + said.err).splitlines() if "sdpa seed 1" in line]
+    found = {task: {pattern for name, pattern in planned if name == task} for task, _ in planned}
+    assert found["lstf_weather"] == {"noncausal_cross"}
+    assert found["summarization"] == {"causal_cross"}
+    assert len(found["recall"]) == 4
+
+
+def test_a_pattern_that_a_task_does_not_score_is_one_line(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = "+protocol.scored_patterns.mlm=[causal_self]"
+    assert main(["leaderboard", "protocol=quick", "attentions=[sdpa]", "dry_run=true", wrong]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "protocol.scored_patterns.mlm" in line
+    assert "causal_self" in line
+    assert "noncausal_self" in line

@@ -19,9 +19,15 @@ function sortBy(button) {
   }
 }
 // Opens what stands behind a cell.
-const texts = JSON.parse(document.getElementById("details").textContent);
+async function unpacked() {
+  const packed = Uint8Array.from(atob(document.getElementById("details").textContent), (c) => c.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return JSON.parse(await new Response(stream).text());
+}
+const content = unpacked();
 const dialog = document.getElementById("behind");
-function openCell(button) {
+async function openCell(button) {
+  const [texts, cells] = await content;
   const cell = button.closest("td, th");
   const row = cell.parentNode;
   const heads = cell.closest("table").tHead.rows[0].children;
@@ -29,7 +35,9 @@ function openCell(button) {
   dialog.querySelector("h2").textContent = `${row.children[0].innerText.trim()}, ${title}: ${button.innerText.trim()}`;
   const list = dialog.querySelector("dl");
   list.replaceChildren();
-  for (const [label, text] of texts[Number(button.dataset.details)]) {
+  const places = cells[Number(button.dataset.details)];
+  for (let i = 0; i < places.length; i += 2) {
+    const [label, text] = [texts[places[i]], texts[places[i + 1]]];
     const term = document.createElement("dt");
     const description = document.createElement("dd");
     term.textContent = label;

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -141,9 +143,12 @@ def test_the_page_is_whole_and_loads_nothing(filled: Any) -> None:
     assert "<script>alert" not in text
     assert text.count("<svg") == 8
     assert len(text.encode()) < 1_500_000
-    details = json.loads(text.split('id="details">')[1].split("</script>")[0])
+    packed = text.split('id="details">')[1].split("</script>")[0]
+    texts, cells = json.loads(zlib.decompress(base64.b64decode(packed)))
     numbers = {int(number) for number in re.findall(r'data-details="(\d+)"', text)}
-    assert numbers == set(range(len(details)))
+    assert numbers == set(range(len(cells)))
+    assert {place for cell in cells for place in cell} == set(range(len(texts)))
+    assert any(evil in texts[place] for cell in cells for place in cell)
 
 
 def test_markdown_tables_keep_their_shape(filled: Any) -> None:
