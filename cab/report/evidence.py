@@ -89,19 +89,20 @@ def read_evidence(folder: Path) -> Evidence:
 
 
 def _without_duplicates(lines: Iterable[Row]) -> list[Row]:
-    seen: dict[tuple[str, ...], Row] = {}
+    seen: dict[tuple[Any, ...], Row] = {}
     for row in lines:
         seen.setdefault(_content(row), row)
     return list(seen.values())
 
 
-def _content(row: Row) -> tuple[str, ...]:
-    return tuple(repr(row.get(column)) for column in COLUMNS)
+def _content(row: Row) -> tuple[Any, ...]:
+    """Equal for rows that are equal in every column."""
+    return tuple(map(row.get, COLUMNS))
 
 
 def _duplicates(store: RecordStore) -> list[str]:
     """Where lines stand that repeat an earlier one in every column."""
-    first: dict[tuple[str, ...], str] = {}
+    first: dict[tuple[Any, ...], str] = {}
     repeats = []
     for path in sorted(store.records_folder.glob("*.jsonl")):
         for number, line in enumerate(path.read_bytes().splitlines(), start=1):
@@ -185,17 +186,15 @@ def newest(rows: Iterable[Row]) -> list[Row]:
 
     A retried status (``error``) gives way to any other of the same run key, however old.
     """
-    best: dict[tuple[Any, ...], tuple[tuple[Any, ...], Row]] = {}
+    best: dict[tuple[tuple[Any, ...], str], tuple[tuple[Any, ...], Row]] = {}
     latest: dict[tuple[Any, ...], tuple[str, str]] = {}
-    rows = list(rows)
     for row in rows:
-        key = (*(row.get(column) for column in _IDENTITY), row["run_key"])
+        run = (tuple(map(row.get, _IDENTITY)), row["run_key"])
         rank = (row["status"] not in RETRIED, row.get("started_at") or "")
-        if key not in best or rank >= best[key][0]:
-            best[key] = (rank, row)
+        if run not in best or rank >= best[run][0]:
+            best[run] = (rank, row)
     kept: dict[tuple[Any, ...], Row] = {}
-    for _, row in best.values():
-        key = tuple(row.get(column) for column in _IDENTITY)
+    for (key, _), (_, row) in best.items():
         age = (row.get("started_at") or "", row["run_key"])
         if key not in kept or age >= latest[key]:
             kept[key], latest[key] = row, age

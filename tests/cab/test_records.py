@@ -34,6 +34,16 @@ def test_a_value_goes_with_ok_and_a_reason_with_everything_else() -> None:
         record(value=None, status=Status.TIMEOUT)
 
 
+def test_a_line_with_lists_for_values_is_reported(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    store.records_folder.mkdir()
+    line = {"run_key": "a", "metric": ["x"], "status": "ok", "value": 1.0}
+    (store.records_folder / "a.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line | {"metric": "x"}) + "\n")
+    problems: list[str] = []
+    assert [row["metric"] for row in store.lines(problems)] == ["x"]
+    assert problems == [f"{store.records_folder / 'a.jsonl'}:1: metric: more than one value"]
+
+
 def test_a_torn_line_is_reported_with_file_and_line_and_hides_no_other(tmp_path: Path) -> None:
     store = RecordStore(tmp_path)
     store.append(record("a"), record("b"))
