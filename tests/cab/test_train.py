@@ -199,8 +199,9 @@ def test_samples_stand_beside_the_records_and_the_report_leads_to_them(composer:
     (path,) = sample_paths(run.store.folder, run.key)
     assert path == f"samples/{run.key}/guess.txt"
     assert (run.store.folder / path).read_text().startswith("[")
-    page = (make_report(run.store.folder, figures=False).paths[1]).read_text()
-    assert json.dumps(["sample", path]) in page
+    parts = make_report(run.store.folder, figures=False).book.sections[0].patterns
+    cells = [cell for part in parts for row in part.main.rows for cell in row.cells]
+    assert ("sample", path) in [detail for cell in cells for detail in cell.details]
 
 
 def test_a_fault_in_the_samples_costs_no_value(composer: Composer, tmp_path: Path) -> None:
