@@ -13,6 +13,7 @@ from attention_zoo.contract import Pattern
 from cab.cells import Cell, resolve
 from cab.compose import Composer
 from cab.records import Status
+from cab.report.exports import tables_of
 from cab.report.make import make_report
 from cab.run import OverBudget, build_model, execute
 from cab.samples import sample_paths
@@ -199,8 +200,8 @@ def test_samples_stand_beside_the_records_and_the_report_leads_to_them(composer:
     (path,) = sample_paths(run.store.folder, run.key)
     assert path == f"samples/{run.key}/guess.txt"
     assert (run.store.folder / path).read_text().startswith("[")
-    parts = make_report(run.store.folder, figures=False).book.sections[0].patterns
-    cells = [cell for part in parts for row in part.main.rows for cell in row.cells]
+    tables = tables_of(make_report(run.store.folder, figures=False).book)
+    cells = [cell for table in tables for row in table.rows for cell in row.cells]
     assert ("sample", path) in [detail for cell in cells for detail in cell.details]
 
 
