@@ -171,6 +171,17 @@ def doctor(composer: Composer, arguments: Arguments) -> int:
     return 0 if examine(composer, typed(composer, arguments)) else EXIT_FAILED
 
 
+def submit(composer: Composer, arguments: Arguments) -> int:
+    """Packs of records: made, put beside own ones, verified."""
+    from cab.errors import blame_user
+    from cab.report.book import BASELINE
+    from cab.submission import submit as run_submit
+
+    with blame_user():
+        run_submit(typed(composer, arguments), BASELINE)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Composer, Arguments], int]] = {
     "run": run,
     "leaderboard": leaderboard,
@@ -179,4 +190,5 @@ COMMANDS: dict[str, Callable[[Composer, Arguments], int]] = {
     "report": report,
     "list": listing,
     "doctor": doctor,
+    "submit": submit,
 }

@@ -93,6 +93,21 @@ VERBS: dict[str, VerbHelp] = {
             ("cab list 'attentions=[]'", "tasks only"),
         ),
     ),
+    "submit": VerbHelp(
+        "packs of records, to hand in or to put beside your own",
+        """\
+        Keys: folder=DIR name=WHO [out=FILE] (packs one <results>/<protocol>/<hardware>)
+              unpack=FILE results=DIR (checks a pack, and puts it into a folder of its own)
+              verify=DIR against=DIR (compares what was unpacked with records of yours)""",
+        (
+            ("cab submit folder=results/quick/HARDWARE name=Ada", "a ZIP archive with every record and its proof"),
+            (
+                "cab submit unpack=quick-HARDWARE.zip results=results",
+                "its page says who, and that it was not run again",
+            ),
+            ("cab submit verify=results/quick/A-by-ada against=results/quick/A", "whether an own run bears it out"),
+        ),
+    ),
     "doctor": VerbHelp(
         "what this machine can do, what is missing, and the command that gets it",
         """\

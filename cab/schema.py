@@ -205,6 +205,22 @@ class Doctor(Common):
     """``cab doctor``: what this machine can do, and what is missing."""
 
 
+@dataclass
+class Submit(Common):
+    """``cab submit``: packs the records of ``folder`` (one ``<results>/<protocol>/<hardware>``) into ``out``.
+
+    ``name`` is who submits. ``unpack`` puts a pack under ``results``; ``verify`` compares one that was with own records,
+    ``against``.
+    """
+
+    folder: str | None = None
+    name: str | None = None
+    out: str | None = None
+    unpack: str | None = None
+    verify: str | None = None
+    against: str | None = None
+
+
 VERBS = {
     "run": Run,
     "leaderboard": Leaderboard,
@@ -213,5 +229,6 @@ VERBS = {
     "report": Report,
     "list": Listing,
     "doctor": Doctor,
+    "submit": Submit,
 }
 GROUPS = {"measure": Measure, "protocol": Protocol, "trainer": Trainer}

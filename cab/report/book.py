@@ -24,6 +24,7 @@ from cab.report.published import published_table, raw_table
 from cab.report.quality import FLOOR, Quality, Standing
 from cab.report.quality import Column as TaskColumn
 from cab.report.tables import BLANK, Absent, Cell, Column, Row, Table, sentence
+from cab.report.trust import trust
 from cab.schema import Efficiency
 from cab.stats.efficiency_length import EfficiencyLength
 
@@ -54,7 +55,10 @@ class SectionPart:
 
 @dataclass(frozen=True)
 class Book:
-    """A report. ``interval_over`` says what quality intervals are over; ``problems`` what could not be read."""
+    """A report. ``interval_over`` says what quality intervals are over; ``problems`` what could not be read.
+
+    ``trust`` is empty for own records, else who submitted them and whether they were run again.
+    """
 
     protocol: str
     hardware: str
@@ -65,6 +69,7 @@ class Book:
     reproduce: str
     software: tuple[str, ...]
     baseline: str
+    trust: str
     interval_over: str
     pending: int
     sections: tuple[SectionPart, ...]
@@ -99,6 +104,7 @@ def build_book(evidence: Evidence, fit: Fit | None = None) -> Book:
         reproduce=f"cab leaderboard protocol={protocol}" if named else "",
         software=_software(manifests),
         baseline=BASELINE,
+        trust=trust(evidence.folder).text,
         interval_over=_interval_over(evidence.rows),
         pending=sum(_pending(table) for part in parts for pattern in part.patterns for table in _tables(pattern)),
         sections=tuple(parts),

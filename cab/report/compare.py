@@ -64,6 +64,12 @@ def compare(first: Side, second: Side) -> list[Table]:
     return [table for table in (_certificates(first, second), *tables) if table is not None]
 
 
+def compared_pairs(first: Side, second: Side) -> list[bool]:
+    """Of every pair of values with an interval on both sides, whether it changed."""
+    cells = [cell for table in compare(first, second) for row in table.rows for cell in row.cells]
+    return [cell.text.endswith(CHANGED) for cell in cells if cell.kind == "value" and cell.text.count("±") == 2]
+
+
 def _quality(first: Side, second: Side, pattern: PatternText) -> Table | None:
     theirs = {column.task: column for column in second.quality.columns(pattern.name)}
     columns = [column for column in first.quality.columns(pattern.name) if column.task in theirs]

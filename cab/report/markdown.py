@@ -18,6 +18,9 @@ def to_markdown(book: Book, drawn: Sequence[Drawn]) -> str:
 def _lines(book: Book, drawn: Sequence[Drawn]) -> Iterator[str]:
     yield f"# CAB leaderboard: protocol `{book.protocol}` on `{book.hardware}`"
     yield ""
+    if book.trust:
+        yield f"**{book.trust}**"
+        yield ""
     yield f"Newest record {book.newest}; {book.rows:,} records; {_commits(book)}."
     if book.pending:
         yield f"**Results are still coming in: {book.pending} cells are pending.**"
