@@ -209,8 +209,8 @@ class Doctor(Common):
 class Submit(Common):
     """``cab submit``: packs the records of ``folder`` (one ``<results>/<protocol>/<hardware>``) into ``out``.
 
-    ``name`` is who submits. ``unpack`` puts a pack under ``results``; ``verify`` compares one that was with own records,
-    ``against``.
+    ``name`` is who submits. ``unpack`` puts a pack under ``results``; ``verify`` compares what was unpacked with own
+    records, ``against``.
     """
 
     folder: str | None = None

@@ -2,8 +2,8 @@
 
 A pack is a ZIP archive of records, values per test example, manifests, certificates and task cards of one folder
 ``<results>/<protocol>/<hardware>``, with ``submission.json``: who, and the SHA-256 of every member. The same folder
-gives the same bytes. Unpacked it stands in a folder of its own, ``<protocol>/<hardware>-by-<name>``, never among own records,
-and its page says that nobody here has run it again. ``verify`` compares it with own records of the same protocol.
+gives the same bytes. Unpacked it stands in a folder of its own, ``<protocol>/<hardware>-by-<name>``, never among own
+records, and its page says that nobody here has run it again. ``verify`` compares it with own records of the protocol.
 """
 
 from __future__ import annotations
