@@ -79,8 +79,8 @@ def execute(
 
     if cell.unsupported is not None:
         return failure(Status.UNSUPPORTED, cell.unsupported)
+    _prepare(cell)
     try:
-        cell.task.prepare()
         rows, arrays, artifacts = _measure(cell, tracker or NoTracker(), on_log, say)
         record_floors(cell, manifest)
     except Unsupported as error:
@@ -102,6 +102,16 @@ def execute(
     _checkpoint(cell).unlink(missing_ok=True)
     write_samples(cell.store.folder, cell.key, artifacts)
     return Status.OK
+
+
+def _prepare(cell: Cell) -> None:
+    """Data that are missing or damaged are the user's to mend: nothing is computed, and nothing recorded."""
+    try:
+        cell.task.prepare()
+    except DataUnavailable:
+        raise
+    except ValueError as error:
+        raise UserError(f"{cell.task_name}: {one_line(error)}") from error
 
 
 def run_columns(cell: Cell) -> dict[str, Any]:

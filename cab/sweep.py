@@ -189,8 +189,8 @@ class PlanningSweeper(Sweeper):
         for start in range(0, len(missing), size):
             batch = missing[start : start + size]
             for item in batch:
-                # Here, so that workers do not all fetch; what cannot be had fails in its own cell, with the reason.
-                with contextlib.suppress(DataUnavailable):
+                # Here, so that workers do not all fetch; what is missing or damaged fails in its own cell.
+                with contextlib.suppress(ValueError):
                     item.cell.task.prepare()
             tick = time.monotonic()
             returns = self.launcher.launch([item.overrides for item in batch], initial_job_idx=start)

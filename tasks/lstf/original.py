@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from attention_zoo.errors import UnknownName
 from tasks.lstf.data import Months, Series, Shares
 from tasks.published import ETT
 from tasks.sources import DataUnavailable, shown
@@ -162,9 +162,12 @@ def parse(content: bytes, layout: Layout, name: str) -> Series:
             number, a time is none, times do not follow each other at the data set's step.
     """
     frame = _table(content, name)
-    for column in (TIME, layout.target, *layout.columns):
-        if column not in frame.columns:
-            raise UnknownName(f"column (wanted in {name}, which lacks it)", column, map(str, frame.columns))
+    wanted, found = (TIME, layout.target, *layout.columns), list(map(str, frame.columns))
+    for column in wanted:
+        if column not in found:
+            near = get_close_matches(column, [other for other in found if other not in wanted], n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"{name}: no column {column!r}{hint}; it has {', '.join(found)}")
     names = [str(column) for column in frame.columns if column not in (TIME, layout.target)] + [layout.target]
     if len(names) != layout.channels:
         raise ValueError(f"{name}: {len(names)} series, but {layout.name} has {layout.channels}")
