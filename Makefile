@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help leaderboard test lint test-slow test-mutation test-browser support benchmark-zoo benchmark-cab2023 benchmark-statistics benchmark-tasks benchmark-report benchmark-backbones clean
+.PHONY: help leaderboard test lint test-slow test-mutation test-browser test-search support benchmark-zoo benchmark-cab2023 benchmark-statistics benchmark-tasks benchmark-report benchmark-backbones clean
 
 help:
 	@echo "make leaderboard    the quick protocol: certificates, costs, tasks, page (20 minutes on 2 cores)"
@@ -17,6 +17,7 @@ help:
 	@echo "make benchmark-report  seconds and memory of a report of half a million records"
 	@echo "make benchmark-backbones  parameters, FLOPs and memory of a step of every task's backbone at paper size"
 	@echo "make support        certificates of the whole zoo, and the generated tables in README.md and docs/"
+	@echo "make test-search    the property tests with cases that no run has drawn before"
 	@echo "make test-browser   the page in real headless Chromium"
 	@echo "make test-mutation  a seeded fault or a changed sign in a mechanism must fail its certificate"
 
@@ -44,6 +45,9 @@ test-slow: $(INSTALLED)
 test-browser: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	$(BIN)/python -m pytest -m browser
+
+test-search: $(INSTALLED)
+	$(BIN)/python -m pytest -m 'hypothesis and not slow and not gpu' --hypothesis-profile=search
 
 test-mutation: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow tests/mutation

@@ -68,6 +68,14 @@ def folder(results: str, protocol: str, hardware: str) -> Path:
     return Path(results).expanduser() / protocol / hardware
 
 
+def existing(key: str, given: str) -> Path:
+    """The folder of one protocol on one machine that ``key`` names; :class:`UserError` where it is none."""
+    found = Path(given).expanduser()
+    if not found.is_dir():
+        raise UserError(f"{key}={given!r} is not a folder; it is one <results>/<protocol>/<hardware>")
+    return found
+
+
 def require_writable(path: Path) -> None:
     """Raises :class:`UserError`, before anything is computed, where records could not be written."""
     try:

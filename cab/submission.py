@@ -17,8 +17,9 @@ from typing import Any
 
 from cab import schema
 from cab.errors import UserError
+from cab.protocol import existing
 from cab.report.certificates import verdict
-from cab.report.compare import Side, compared_pairs
+from cab.report.compare import Side, compare, pairs_of
 from cab.report.evidence import Evidence, is_ok, read_evidence
 from cab.report.trust import CONTENT, VERIFICATION, Trust, trust
 
@@ -138,8 +139,9 @@ def verify(folder: Path, against: Path, baseline: str) -> Trust:
         raise UserError(f"verify={folder} is no submission: it has no {CONTENT}")
     if trust(against).level != "own":
         raise UserError(f"against={against} was submitted, too: verify with records of your own")
-    pairs = compared_pairs(*(Side.of(read_evidence(each), baseline) for each in (folder, against)))
-    changed = sum(pairs)
+    sides = [Side.of(read_evidence(each), baseline) for each in (folder, against)]
+    pairs = [pair for pair in pairs_of(compare(*sides)) if pair.whole]
+    changed = sum(pair.changed for pair in pairs)
     name = f"{against.parent.name}/{against.name}"
     verified = len(pairs) >= SMALLEST_PAIRS and changed <= MOST_CHANGED * len(pairs)
     content = {"against": name, "pairs": len(pairs), "changed": changed, "verified": verified}
@@ -157,17 +159,10 @@ def submit(config: schema.Submit, baseline: str) -> None:
     elif config.verify is not None:
         if config.against is None:
             raise UserError("verify=DIR needs against=DIR, records of your own of the same protocol")
-        print(verify(_folder("verify", config.verify), _folder("against", config.against), baseline).text)
+        print(verify(existing("verify", config.verify), existing("against", config.against), baseline).text)
     elif config.folder is not None:
-        folder = _folder("folder", config.folder)
+        folder = existing("folder", config.folder)
         if config.name is None:
             raise UserError("name=WHO is missing: who submits, as the page will say")
         default = f"{folder.parent.name}-{folder.name}.zip"
         print(pack(folder, config.name, Path(config.out or default).expanduser()))
-
-
-def _folder(key: str, given: str) -> Path:
-    folder = Path(given).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"{key}={given!r} is not a folder; it is one <results>/<protocol>/<hardware>")
-    return folder

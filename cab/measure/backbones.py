@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo.contract import Pattern
 from cab.compose import Composer
-from cab.measure.environment import hardware_id
 from cab.measure.isolate import IsolatedRunner
+from cab.measure.kept import place_of
 from cab.measure.memory import peak_extra_bytes
 from cab.measure.progress import Progress
 from cab.settings import Setting
@@ -117,8 +117,7 @@ def rows(sizes: Sequence[str]) -> Iterator[Row]:
 
 def main(folder: Path, sizes: Sequence[str]) -> None:
     """Writes ``backbones.csv`` into ``folder/<hardware>``."""
-    place = folder / hardware_id("cpu")
-    place.mkdir(parents=True, exist_ok=True)
+    place = place_of(folder)
     found = list(rows(sizes))
     with (place / "backbones.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")

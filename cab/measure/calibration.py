@@ -23,7 +23,6 @@ with speeds decide the exit status.
 from __future__ import annotations
 
 import csv
-import json
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -31,8 +30,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cab.measure.environment import describe, hardware_id
 from cab.measure.isolate import IsolatedRunner
+from cab.measure.kept import keep, place_of
 from cab.measure.progress import Progress
 from cab.measure.timing import CPUClock, paired_times
 from cab.records import Status
@@ -148,8 +147,7 @@ def summarise(found: list[Held]) -> list[dict[str, object]]:
 
 def main(folder: Path) -> int:
     """Writes the two files into ``folder/<hardware>``; 1 where a share with speeds is not what 95 % allows."""
-    place = folder / hardware_id("cpu")
-    place.mkdir(parents=True, exist_ok=True)
+    place = place_of(folder)
     found = calibrate()
     with (place / "coverage.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(asdict(found[0])), lineterminator="\n")
@@ -163,10 +161,8 @@ def main(folder: Path) -> int:
         "allowed": ALLOWED,
         "spread": SPREAD,
         "parts": parts,
-        "command": "make benchmark-statistics",
-        "environment": {k: v for k, v in describe("cpu").items() if k != "host"},
     }
-    (place / "coverage.json").write_text(json.dumps(summary, indent=1, default=str) + "\n", encoding="utf-8")
+    keep(place / "coverage.json", "make benchmark-statistics", summary)
     right = True
     for part in parts:
         share = part["share_that_holds_the_true_ratio"]

@@ -6,13 +6,12 @@ until the result of an empty function is back. ``isolation.json`` gets every tim
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from pathlib import Path
 
-from cab.measure.environment import describe, hardware_id
 from cab.measure.isolate import IsolatedRunner
+from cab.measure.kept import keep, place_of
 from cab.records import Status
 
 FORKS, INTERPRETERS = 50, 10
@@ -34,13 +33,9 @@ def seconds(*, fresh: bool, calls: int) -> list[float]:
 
 def main(folder: Path) -> None:
     """Writes ``isolation.json`` into ``folder/<hardware>``."""
-    place = folder / hardware_id("cpu")
-    place.mkdir(parents=True, exist_ok=True)
     times = {"fork_s": seconds(fresh=False, calls=FORKS), "interpreter_s": seconds(fresh=True, calls=INTERPRETERS)}
     medians = {name: statistics.median(values) for name, values in times.items()}
-    environment = {key: value for key, value in describe("cpu").items() if key != "host"}
-    content = {"median": medians, **times, "command": "make benchmark-statistics", "environment": environment}
-    (place / "isolation.json").write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+    keep(place_of(folder) / "isolation.json", "make benchmark-statistics", {"median": medians, **times})
     print(f"a fork takes {medians['fork_s'] * 1e3:.0f} ms, a fresh interpreter {medians['interpreter_s']:.2f} s")
 
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from cab.report import numbers
 from cab.report.cells import CellMaker, range_of
-from cab.report.certificates import verdict
 from cab.report.patterns import PATTERNS, PatternText
 from cab.report.quality import Column as TaskColumn
 from cab.report.tables import BLANK, Cell, Column, Row, Table
@@ -29,16 +28,6 @@ def analyses(make: CellMaker, anchor: str) -> list[Table | None]:
         *(by_length(make, pattern, f"{anchor}-{pattern.short}-by-length") for pattern in PATTERNS),
         consistency(make, f"{anchor}-consistency"),
     ]
-
-
-def admitted(make: CellMaker, pattern: PatternText) -> list[str]:
-    """Settings with a value in a pattern, a certificate for it, and no sight of the future."""
-    found = []
-    for name in make.quality.settings(pattern.name):
-        about = verdict(make.evidence.certificates, name, pattern.name)
-        if about.admitted and not about.value_causal:
-            found.append(name)
-    return found
 
 
 def benefit_of_attention(make: CellMaker, anchor: str) -> Table | None:
@@ -90,7 +79,7 @@ def _by_length(
     make: CellMaker, pattern: PatternText, column: TaskColumn, lengths: Sequence[tuple[int, TaskColumn]], anchor: str
 ) -> Table:
     rows = []
-    for name in admitted(make, pattern):
+    for name in make.admitted(pattern.name):
         cells = [make.quality_cell(pattern.name, each, name) for each in (column, *(other for _, other in lengths))]
         rows.append(Row(Cell(name, name), tuple(cells)))
     heads = [Column(column.metric, f"as trained {column.arrow}")]
@@ -111,7 +100,7 @@ def consistency(make: CellMaker, anchor: str) -> Table | None:
     }
     if len(columns) < 2:
         return None
-    certified = {pattern: set(admitted(make, pattern)) for pattern in columns}
+    certified = {pattern: set(make.admitted(pattern.name)) for pattern in columns}
     rows = []
     for name in sorted(set().union(*certified.values())):
         cells, values = [], []

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cab.measure.environment import describe, hardware_id
+from cab.measure.kept import keep, place_of
 from cab.records import Record, RecordStore, Status
 from cab.report.patterns import PATTERNS
 
@@ -125,16 +125,13 @@ def measured(folder: Path) -> dict[str, float]:
 
 def main(folder: Path) -> None:
     """Writes ``report.json`` into ``folder/<hardware>``."""
-    place = folder / hardware_id("cpu")
-    place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         board = Path(scratch) / "large" / "made-up"
         rows = fill(board)
         found = measured(board)
         page = os.path.getsize(board / "index.html")
-    content = {"records": rows, **found, "page_bytes": page, "command": "make benchmark-report",
-               "environment": {key: value for key, value in describe("cpu").items() if key != "host"}}  # fmt: skip
-    (place / "report.json").write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+    content = {"records": rows, **found, "page_bytes": page}
+    keep(place_of(folder) / "report.json", "make benchmark-report", content)
     print(f"{rows:,} records: {found['seconds']:.0f} s, {found['peak_resident_bytes'] / 1e9:.2f} GB, "
           f"a page of {page / 1e6:.1f} MB")  # fmt: skip
 

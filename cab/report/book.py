@@ -10,7 +10,7 @@ from cab.report import numbers
 from cab.report.analyses import analyses
 from cab.report.cells import SEES_THE_FUTURE, CellMaker, command_of, commit_of
 from cab.report.certificates import MARKS, OTHER_MARKS, SUPPORT, Verdict, card, verdict
-from cab.report.correlations import correlation_table
+from cab.report.correlations import agreement
 from cab.report.cost import Costs, Length, variants
 from cab.report.crossings import Fit, crossing_table, fit_recorded
 from cab.report.evidence import Evidence, Section, sections
@@ -163,36 +163,12 @@ def _section(evidence: Evidence, section: Section, anchor: str, problems: list[s
     training = _training(make, section.rows, anchor)
     size = next((str(row["size"]) for row in section.rows if row.get("task")), "")
     indices = [index_table(make, pattern, size, f"{anchor}-{pattern.short}-index") for pattern in PATTERNS]
-    agreement = _agreement(evidence, quality, anchor)
     profiles = [profile_table(make, costs, f"{anchor}-profile-{number}") for number, costs in enumerate(all_costs)]
-    questions = (*indices, *analyses(make, anchor), *agreement)
+    questions = (*indices, *analyses(make, anchor), *agreement(make, anchor))
     grids = (*tables, *crossings, *growth, *profiles)
     found = [table for table in (*compared, *questions, training, *grids) if table is not None]
     problems.extend(problem for problem in quality.problems if problem not in problems)
     return SectionPart(anchor, section.title, patterns, tuple(found))
-
-
-def _agreement(evidence: Evidence, quality: Quality, anchor: str) -> list[Table | None]:
-    """Correlations of the patterns by mean gain, and of the tasks of each pattern by gain."""
-    standings = {}
-    for pattern in PATTERNS:
-        found = {name: verdict(evidence.certificates, name, pattern.name) for name in quality.settings(pattern.name)}
-        names = [name for name, v in found.items() if v.admitted and not v.value_causal]
-        standings[pattern] = quality.standings(pattern.name, names)
-    means = {
-        pattern.short: {standing.setting: standing.mean.value for standing in rows if standing.mean is not None}
-        for pattern, rows in standings.items()
-        if any(standing.mean is not None for standing in rows)
-    }
-    tables = [correlation_table(f"{anchor}-patterns-agree", "Do patterns agree on what is good?", "Pattern", means)]
-    for pattern, rows in standings.items():
-        tasks = {
-            column.task: {s.setting: s.gains[column.task].value for s in rows if column.task in s.gains}
-            for column in quality.columns(pattern.name)
-        }
-        caption = f"{pattern.title} ({pattern.short}): do tasks agree on what is good?"
-        tables.append(correlation_table(f"{anchor}-{pattern.short}-tasks-agree", caption, "Task", tasks))
-    return tables
 
 
 def _pattern(make: CellMaker, costs: Costs | None, pattern: PatternText, anchor: str) -> PatternPart | None:

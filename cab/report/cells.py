@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from cab.report import numbers
+from cab.report.certificates import verdict
 from cab.report.cost import Costs, Length, Measured, length_of
 from cab.report.evidence import Evidence, Row
 from cab.report.quality import FLOOR, Column, Quality, Score, Standing, task_of
@@ -40,6 +41,11 @@ class CellMaker:
         self._planned_costs = {
             (c.get("setting"), c.get("pattern"), length_of(dict(c))) for c in evidence.plan if c.get("length_q")
         }
+
+    def admitted(self, pattern: str) -> list[str]:
+        """Settings with a value in a pattern and a certificate for it that do not see the future."""
+        found = {name: verdict(self.evidence.certificates, name, pattern) for name in self.quality.settings(pattern)}
+        return [name for name, about in found.items() if about.admitted and not about.value_causal]
 
     def quality_cell(self, pattern: str, column: Column, setting: str) -> Cell:
         """A task's primary metric, or why there is none."""

@@ -6,14 +6,14 @@ all). The rule is cautious: it overlooks some changes that a test of paired runs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cab.report import numbers
 from cab.report.cells import commit_of
 from cab.report.certificates import verdict
-from cab.report.cost import Costs, variants
+from cab.report.cost import Costs, Length, variants
 from cab.report.evidence import Evidence, read_evidence, sections
 from cab.report.markdown import titled
 from cab.report.patterns import PATTERNS, PatternText
@@ -49,48 +49,85 @@ class Side:
         return f"`{first.get('protocol')}` on `{first.get('hardware')}`, {made}, newest record {newest}"
 
 
-def changed(first: Interval, second: Interval) -> bool:
-    """Whether two values are told apart."""
-    if first.low is None or first.high is None or second.low is None or second.high is None:
-        return first.value != second.value
-    return first.high < second.low or second.high < first.low
+@dataclass(frozen=True)
+class Pair:
+    """One value on both sides; None where a side has none."""
+
+    first: Interval | None
+    second: Interval | None
+
+    @property
+    def whole(self) -> bool:
+        """Whether both sides have an interval."""
+        return all(each is not None and each.half_width is not None for each in (self.first, self.second))
+
+    @property
+    def changed(self) -> bool:
+        """Whether the two values are told apart."""
+        a, b = self.first, self.second
+        if a is None or b is None:
+            return False
+        if a.low is None or a.high is None or b.low is None or b.high is None:
+            return a.value != b.value
+        return a.high < b.low or b.high < a.low
+
+    def cell(self) -> Cell:
+        a, b = self.first, self.second
+        if a is None and b is None:
+            return BLANK
+        said = ["none" if each is None else numbers.with_interval(each.value, each.half_width) for each in (a, b)]
+        if a is None or b is None:
+            return Cell(" → ".join(said), kind="gap", note="only one of the two has a value")
+        return Cell(f"{' → '.join(said)}{f' {CHANGED}' * self.changed}", b.value - a.value)
 
 
-def compare(first: Side, second: Side) -> list[Table]:
-    """Per pattern a table of quality and, per variant of the costs that both have, one of time ratios."""
-    tables = []
+@dataclass(frozen=True)
+class Grid:
+    """Pairs by setting, one per column: a table before it has words."""
+
+    anchor: str
+    caption: str
+    columns: tuple[Column, ...]
+    pairs: Mapping[str, Sequence[Pair]]
+
+    def table(self) -> Table:
+        rows = [Row(Cell(name, name), tuple(pair.cell() for pair in pairs)) for name, pairs in self.pairs.items()]
+        return Table(self.anchor, self.caption, "Setting", self.columns, tuple(rows))
+
+
+def compare(first: Side, second: Side) -> list[Grid]:
+    """Per pattern a grid of quality and, per variant of the costs that both have, one of time ratios."""
+    found = []
     for pattern in PATTERNS:
-        tables += [_quality(first, second, pattern), *_costs(first, second, pattern)]
-    return [table for table in (_certificates(first, second), *tables) if table is not None]
+        found += [*_quality(first, second, pattern), *_costs(first, second, pattern)]
+    return found
 
 
-def compared_pairs(first: Side, second: Side) -> list[bool]:
-    """Of every pair of values with an interval on both sides, whether it changed."""
-    cells = [cell for table in compare(first, second) for row in table.rows for cell in row.cells]
-    return [cell.text.endswith(CHANGED) for cell in cells if cell.kind == "value" and cell.text.count("±") == 2]
+def pairs_of(grids: Sequence[Grid]) -> list[Pair]:
+    """All pairs with a value on one side at least."""
+    return [p for grid in grids for pairs in grid.pairs.values() for p in pairs if p.first or p.second]
 
 
-def _quality(first: Side, second: Side, pattern: PatternText) -> Table | None:
+def _quality(first: Side, second: Side, pattern: PatternText) -> Iterator[Grid]:
     theirs = {column.task: column for column in second.quality.columns(pattern.name)}
     columns = [column for column in first.quality.columns(pattern.name) if column.task in theirs]
-    settings = {*first.quality.settings(pattern.name), *second.quality.settings(pattern.name)}
+    settings = sorted({*first.quality.settings(pattern.name), *second.quality.settings(pattern.name)})
     if not columns or not settings:
-        return None
+        return
 
     def interval(side: Side, column: TaskColumn, setting: str) -> Interval | None:
         score = side.quality.score(pattern.name, column, setting)
         return score.interval if score is not None else None
 
-    rows = []
-    for setting in sorted(settings):
-        pairs = [(interval(first, c, setting), interval(second, theirs[c.task], setting)) for c in columns]
-        rows.append(Row(Cell(setting, setting), tuple(_pair(a, b) for a, b in pairs)))
+    pairs = {
+        setting: [Pair(interval(first, c, setting), interval(second, theirs[c.task], setting)) for c in columns]
+        for setting in settings
+    }
     heads = tuple(Column(column.task, f"{column.metric} {column.arrow}", column.description) for column in columns)
-    caption = f"{pattern.title} ({pattern.short}): quality"
-    return Table(f"{pattern.short}-quality", caption, "Setting", heads, tuple(rows))
+    yield Grid(f"{pattern.short}-quality", f"{pattern.title} ({pattern.short}): quality", heads, pairs)
 
 
-def _costs(first: Side, second: Side, pattern: PatternText) -> Iterator[Table]:
+def _costs(first: Side, second: Side, pattern: PatternText) -> Iterator[Grid]:
     others = {costs.variant: costs for costs in second.costs}
     for number, costs in enumerate(first.costs):
         other = others.get(costs.variant)
@@ -100,19 +137,21 @@ def _costs(first: Side, second: Side, pattern: PatternText) -> Iterator[Table]:
         settings = sorted({*costs.settings(pattern.name), *other.settings(pattern.name)} - {costs.baseline})
         if not lengths or not settings:
             continue
-        rows = []
-        for setting in settings:
-            cells = []
-            for length in lengths:
-                found = [side.ratio(setting, pattern.name, length) for side in (costs, other)]
-                cells.append(_pair(*(measured.interval if measured else None for measured in found)))
-            rows.append(Row(Cell(setting, setting), tuple(cells)))
+
+        def ratio(side: Costs, setting: str, length: Length) -> Interval | None:
+            measured = side.ratio(setting, pattern.name, length)
+            return measured.interval if measured is not None else None
+
+        pairs = {
+            setting: [Pair(ratio(costs, setting, length), ratio(other, setting, length)) for length in lengths]
+            for setting in settings
+        }
         heads = tuple(Column(f"Time at {numbers.length(*length)}", f"÷ {costs.baseline} ↓") for length in lengths)
         caption = f"{pattern.title} ({pattern.short}): time, {costs.variant.title}"
-        yield Table(f"{pattern.short}-time-{number}", caption, "Setting", heads, tuple(rows))
+        yield Grid(f"{pattern.short}-time-{number}", caption, heads, pairs)
 
 
-def _certificates(first: Side, second: Side) -> Table | None:
+def certificates(first: Side, second: Side) -> Table | None:
     """Settings whose certificate differs in a pattern; None where none does."""
     rows = []
     for setting in sorted({*first.evidence.certificates, *second.evidence.certificates}):
@@ -127,35 +166,25 @@ def _certificates(first: Side, second: Side) -> Table | None:
     return Table("certificates", "Certificates that differ", "Setting", heads, tuple(rows)) if rows else None
 
 
-def _pair(first: Interval | None, second: Interval | None) -> Cell:
-    if first is None and second is None:
-        return BLANK
-    said = ["none" if each is None else numbers.with_interval(each.value, each.half_width) for each in (first, second)]
-    if first is None or second is None:
-        return Cell(" → ".join(said), kind="gap", note="only one of the two has a value")
-    mark = f" {CHANGED}" if changed(first, second) else ""
-    return Cell(f"{said[0]} → {said[1]}{mark}", second.value - first.value)
-
-
 def to_markdown(first: Side, second: Side) -> str:
     """The page: what is compared, how much changed, and the tables."""
-    tables = compare(first, second)
-    cells = [cell for table in tables for row in table.rows for cell in row.cells]
-    count = sum(cell.text.endswith(CHANGED) for cell in cells)
-    one_sided = sum(cell.kind == "gap" for cell in cells)
-    both = sum(cell.kind == "value" for cell in cells)
+    grids = compare(first, second)
+    pairs = pairs_of(grids)
+    both = [pair for pair in pairs if pair.first and pair.second]
     lines = [
         "# Comparison",
         "",
         f"- first: {first.said}",
         f"- second: {second.said}",
         "",
-        f"{count} of {both} pairs changed ({CHANGED}: the 95 % intervals do not overlap); {one_sided} values have no "
-        "counterpart. Each cell is the first value → the second.",
+        f"{sum(pair.changed for pair in both)} of {len(both)} pairs changed ({CHANGED}: the 95 % intervals do not "
+        f"overlap); {len(pairs) - len(both)} values have no counterpart. Each cell is the first value → the second.",
         "",
     ]
-    for table in tables:
-        lines += titled(table, "##")
+    if (differing := certificates(first, second)) is not None:
+        lines += titled(differing, "##")
+    for grid in grids:
+        lines += titled(grid.table(), "##")
     return "\n".join(lines) + "\n"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cab.report import numbers
+from cab.report.cells import CellMaker
+from cab.report.patterns import PATTERNS
 from cab.report.tables import BLANK, Cell, Column, Row, Table
 from cab.stats.correlation import FEWEST, Correlation, correlation
 
@@ -12,6 +14,25 @@ REMARK = (
     "Pearson's r of the gains, Spearman's of their ranks behind the stroke, in brackets the settings that both have."
     " Exact attention and identity count as settings. Test examples and seeds move these numbers; no interval is given."
 )
+
+
+def agreement(make: CellMaker, anchor: str) -> list[Table | None]:
+    """Correlations of the patterns by mean gain, and of the tasks of each pattern by gain."""
+    standings = {pattern: make.quality.standings(pattern.name, make.admitted(pattern.name)) for pattern in PATTERNS}
+    means = {
+        pattern.short: {standing.setting: standing.mean.value for standing in rows if standing.mean is not None}
+        for pattern, rows in standings.items()
+        if any(standing.mean is not None for standing in rows)
+    }
+    tables = [correlation_table(f"{anchor}-patterns-agree", "Do patterns agree on what is good?", "Pattern", means)]
+    for pattern, rows in standings.items():
+        tasks = {
+            column.task: {s.setting: s.gains[column.task].value for s in rows if column.task in s.gains}
+            for column in make.quality.columns(pattern.name)
+        }
+        caption = f"{pattern.title} ({pattern.short}): do tasks agree on what is good?"
+        tables.append(correlation_table(f"{anchor}-{pattern.short}-tasks-agree", caption, "Task", tasks))
+    return tables
 
 
 def correlation_table(anchor: str, caption: str, head: str, gains: Mapping[str, Mapping[str, float]]) -> Table | None:

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from cab.report import numbers
-from cab.report.analyses import admitted
 from cab.report.cells import CellMaker, range_of
 from cab.report.certificates import card
 from cab.report.evidence import read_evidence, sections
@@ -27,7 +26,7 @@ def index_table(make: CellMaker, pattern: PatternText, size: str, anchor: str) -
     quality, known = make.quality, reference_set()
     columns = quality.columns(pattern.name)
     references = [known.get(Key(size, pattern.name, column.task, column.metric)) for column in columns]
-    settings = admitted(make, pattern)
+    settings = make.admitted(pattern.name)
     if not settings or not any(references):
         return None
     rows = []
@@ -74,7 +73,9 @@ def make_reference(folder: Path) -> list[dict[str, str]]:
         size = next((str(row["size"]) for row in section.rows if row.get("task")), "")
         for pattern in PATTERNS:
             settings = [
-                name for name in admitted(make, pattern) if card(evidence.certificates, name).get("family") != "floor"
+                name
+                for name in make.admitted(pattern.name)
+                if card(evidence.certificates, name).get("family") != "floor"
             ]
             for column in quality.columns(pattern.name):
                 scores = [quality.score(pattern.name, column, name) for name in settings]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from cab import schema
+from cab.protocol import existing
 from cab.records import COLUMNS
 from cab.report.book import BASELINE, Book, build_book
 from cab.report.compare import counterparts, write_comparison
@@ -160,12 +161,7 @@ def report(config: schema.Report) -> list[Report]:
     if not isinstance(config.results, str):
         compare_results(config)
         return []
-    if config.folder is not None:
-        folders = [Path(config.folder).expanduser()]
-        if not folders[0].is_dir():
-            raise ValueError(f"folder={config.folder!r} is not a folder; it is one <results>/<protocol>/<hardware>")
-    else:
-        folders = _with_records(config.results)
+    folders = [existing("folder", config.folder)] if config.folder is not None else _with_records(config.results)
     if config.dry_run:
         for folder in folders:
             print(f"would report {folder}")

@@ -17,7 +17,7 @@ def profile_table(make: CellMaker, costs: Costs, anchor: str) -> Table | None:
     cells = [(pattern, length) for pattern in PATTERNS for length in costs.lengths(pattern.name)]
     known = make.evidence.certificates
     settings = sorted({name for pattern in PATTERNS for name in costs.settings(pattern.name)})
-    settings = [name for name in settings if card_family(make, name) != "floor"]
+    settings = [name for name in settings if card(known, name).get("family") != "floor"]
     if len(cells) < 2 or len(settings) < 2:
         return None
     times = {}
@@ -43,8 +43,3 @@ def profile_table(make: CellMaker, costs: Costs, anchor: str) -> Table | None:
     )
     caption = f"How often is a setting nearly the fastest? {costs.variant.title}"
     return Table(anchor, caption, "Setting", tuple(heads), tuple(rows), (), (remark,))
-
-
-def card_family(make: CellMaker, setting: str) -> str:
-    """The family that the certificate's card names."""
-    return str(card(make.evidence.certificates, setting).get("family", ""))

@@ -115,6 +115,7 @@ class Quality:
         self._failed: dict[tuple[str | None, str, str], Row] = {}
         self._tasks: dict[str | None, dict[str, Row]] = {}
         self._scores: dict[tuple[str, Column, str], Score | None] = {}
+        self._gains: dict[tuple[str, Column, str], Interval | None] = {}
         self._by_run: dict[str, list[Row]] = {}
         for row in rows:
             if row.get("level") not in (None, "model") or row.get("phase") != "evaluate" or not row.get("task"):
@@ -241,6 +242,12 @@ class Quality:
 
     def gain(self, pattern: str, column: Column, setting: str) -> Interval | None:
         """The gain over the baseline; without units or common seeds, a value without an interval."""
+        key = (pattern, column, setting)
+        if key not in self._gains:
+            self._gains[key] = self._gain(pattern, column, setting)
+        return self._gains[key]
+
+    def _gain(self, pattern: str, column: Column, setting: str) -> Interval | None:
         ours, base = self.score(pattern, column, setting), self.score(pattern, column, self.baseline)
         if ours is None or base is None:
             return None

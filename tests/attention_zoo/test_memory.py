@@ -11,12 +11,11 @@ import gc
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from shipped_configs import attention_settings
 from torch import Tensor
 from torch.autograd.profiler import profile
 
@@ -25,23 +24,13 @@ from attention_zoo.contract import Pattern
 from cab.settings import Setting
 from cab.stats.growth import claimed_exponent, growth_exponent
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "attention"
 WIDTH = 64
 LENGTHS = (1021, 2039, 4093)  # half of it for what takes quadratic time
 # r: the features, landmarks, slots or states that a head's past or source is summed up in, each of width D.
 RANKS = ("num_features", "num_landmarks", "num_slots", "rank", "state_size")
 
 
-def settings() -> dict[str, Setting]:
-    found = {}
-    for path in sorted(CONF.glob("*.yaml")):
-        node = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(node, dict)
-        found[path.stem] = Setting.from_node(path.stem, {str(name): value for name, value in node.items()})
-    return found
-
-
-SETTINGS = settings()
+SETTINGS = attention_settings()
 
 
 def passing(setting: Setting, pattern: Pattern, length: int, padded: bool) -> Callable[[], None]:

@@ -7,32 +7,21 @@ differ, and a run that was cut end elsewhere than one that was not.
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from shipped_configs import attention_settings
 
 from attention_zoo.conformance.certify import options_exclude
 from attention_zoo.contract import Pattern
 from cab.settings import Setting
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "attention"
 LENGTH, WIDTH, HEADS, TIMES = 512, 64, 4, 4
-
-
-def settings() -> dict[str, Setting]:
-    found = {}
-    for path in sorted(CONF.glob("*.yaml")):
-        node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        assert isinstance(node, dict)
-        found[path.stem] = Setting.from_node(path.stem, {str(k): v for k, v in node.items() if "${" not in str(v)})
-    return found
 
 
 CASES = [
     pytest.param(setting, pattern, id=f"{name}-{pattern.short}")
-    for (name, setting), pattern in itertools.product(settings().items(), Pattern)
+    for (name, setting), pattern in itertools.product(attention_settings().items(), Pattern)
     if pattern in setting.card.supports and not options_exclude(setting.kind, setting.options, pattern)
 ]
 

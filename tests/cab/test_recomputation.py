@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
+from shipped_configs import attention_settings, nodes
 from torch import Tensor, nn
 
 from attention_zoo.contract import Attention, Pattern
-from cab.compose import Composer
 from cab.measure.memory import peak_extra_bytes
 from cab.recomputation import blocks_of, recompute_activations
 from cab.settings import Setting
@@ -19,9 +19,8 @@ from cab.train import Learner
 from tasks.layers import DecoderBlock, SelfAttentionBlock
 
 NS, CS, NC, CC = Pattern
-CONF = Path(__file__).resolve().parents[2] / "conf"
-ATTENTIONS = sorted(path.stem for path in (CONF / "attention").glob("*.yaml"))
-TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml") if path.stem != "recall")  # it has no blank batch
+ATTENTIONS = attention_settings()
+TASKS = [name for name in nodes("task") if name != "recall"]  # it has no blank batch
 EXACT = Setting("sdpa", "attention_zoo.sdpa.SDPAAttention")
 WIDTH, HEADS, LENGTH, SOURCE = 16, 2, 24, 20
 
@@ -54,9 +53,8 @@ def gradients(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
-@pytest.mark.parametrize("name", ATTENTIONS)
-def test_gradients_and_states_are_the_same_to_the_bit(name: str, composer: Composer) -> None:
-    setting = Setting.from_node(name, composer.node("attention", name))
+@pytest.mark.parametrize("setting", ATTENTIONS.values(), ids=ATTENTIONS)
+def test_gradients_and_states_are_the_same_to_the_bit(setting: Setting) -> None:
     slots = {pattern: pattern in setting.card.supports for pattern in Pattern}
     found = []
     for recomputed in (False, True):
@@ -75,9 +73,9 @@ def test_gradients_and_states_are_the_same_to_the_bit(name: str, composer: Compo
         torch.testing.assert_close(again_state[key], value, rtol=0, atol=0)
 
 
-def test_a_projection_that_is_drawn_anew_at_every_call_serves_its_own_backward_pass(composer: Composer) -> None:
-    node = composer.node("attention", "performer")
-    setting = Setting.from_node("performer", {**node, "redraw_interval": 1})
+def test_a_projection_that_is_drawn_anew_at_every_call_serves_its_own_backward_pass() -> None:
+    performer = ATTENTIONS["performer"]
+    setting = replace(performer, options={**performer.options, "redraw_interval": 1})
     found = []
     for recomputed in (False, True):
         torch.manual_seed(1)
@@ -116,8 +114,8 @@ def test_only_one_block_is_held_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_task_s_step_is_the_same_to_the_bit(name: str, composer: Composer) -> None:
-    node = {key: value for key, value in composer.node("task", name).items() if "${" not in str(value)}
+def test_a_task_s_step_is_the_same_to_the_bit(name: str) -> None:
+    node = nodes("task")[name]
     target = str(node.pop("_target_"))
     found = []
     for recomputed in (False, True):

@@ -11,13 +11,12 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from shipped_configs import attention_settings, nodes
 from torch import nn
 
 from attention_zoo.conformance.certify import options_exclude
@@ -39,7 +38,6 @@ from tasks.tts.symbols import ESPEAK
 from tasks.tts.transformer_tts import TransformerTTS
 
 NS, CS, NC, CC = Pattern
-CONF = Path(__file__).resolve().parents[2] / "conf"
 ROWS = 4  # of a batch: a gradient needs no more
 ZERO = 1e-6  # of a layer's largest gradient: what roundings of float32 leave of a sum that is zero
 
@@ -57,17 +55,7 @@ SLOTS: dict[str, list[tuple[Pattern, Pattern]]] = {
 }
 
 
-def nodes(group: str) -> dict[str, dict[str, Any]]:
-    """The configs of a group by name, without what they take from others."""
-    found = {}
-    for path in sorted((CONF / group).glob("*.yaml")):
-        node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        assert isinstance(node, dict)
-        found[path.stem] = {str(name): value for name, value in node.items() if "${" not in str(value)}
-    return found
-
-
-SETTINGS = {name: Setting.from_node(name, node) for name, node in nodes("attention").items()}
+SETTINGS = attention_settings()
 TASKS = nodes("task")
 
 

@@ -10,17 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recording_slots import slots
 
-from attention_zoo.contract import Pattern
-from attention_zoo.registry import build
 from tasks import bible
 from tasks.lm import data
 from tasks.lm.task import LanguageModelling
 from tasks.text import Text
-
-
-def slots_of(name: str) -> Any:
-    return {Pattern.CAUSAL_SELF: lambda width, heads, **lengths: build(name, width, heads, "causal_self", **lengths)}
 
 
 def test_batches_start_anywhere_and_are_training_text() -> None:
@@ -95,7 +90,7 @@ def test_floors_match_a_direct_computation(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_evaluation_agrees_with_the_loss_of_the_same_windows() -> None:
     task = LanguageModelling()
-    model = task.build_model(slots_of("softmax")).eval()
+    model = task.build_model(slots("softmax")).eval()
     scores = task.evaluate(model, "test")
     with torch.no_grad():
         losses = [(float(task.loss(model, batch)), len(batch["inputs"])) for batch in task.batches("test", 0)]
@@ -106,7 +101,7 @@ def test_evaluation_agrees_with_the_loss_of_the_same_windows() -> None:
 
 def test_no_output_depends_on_later_bytes() -> None:
     task = LanguageModelling(length=24)
-    model = task.build_model(slots_of("softmax")).eval()
+    model = task.build_model(slots("softmax")).eval()
     inputs = next(task.batches("train", 1))["inputs"]
     changed = inputs.clone()
     changed[:, 11:] = ord("x")
@@ -117,7 +112,7 @@ def test_no_output_depends_on_later_bytes() -> None:
 
 def test_a_step_is_finite_and_a_sample_goes_on_from_its_prompt() -> None:
     task = LanguageModelling(length=16)
-    model = task.build_model(slots_of("softmax"))
+    model = task.build_model(slots("softmax"))
     batch = next(task.batches("train", 1))
     assert task.tokens(batch) == 16 * task.setting.batch
     loss = task.loss(model, batch)
@@ -149,7 +144,7 @@ def test_wrong_options_are_one_line(options: dict[str, Any], message: str) -> No
 
 def test_perplexity_by_length_is_that_of_a_task_of_that_length() -> None:
     task = LanguageModelling(length=32, evaluation_lengths=[16, 48])
-    model = task.build_model(slots_of("softmax")).eval()
+    model = task.build_model(slots("softmax")).eval()
     scores = task.evaluate(model, "validation")
     metrics = {metric.name: metric for metric in task.card.metrics}
     assert list(metrics) == ["perplexity", "bits_per_byte", "perplexity_at_16", "perplexity_at_48"]
@@ -164,14 +159,14 @@ def test_perplexity_by_length_is_that_of_a_task_of_that_length() -> None:
 def test_at_paper_size_the_decoder_is_gpt2_small() -> None:
     task = LanguageModelling(size="paper", length=1024)
     with torch.device("meta"):
-        model = task.build_model(slots_of("softmax"))
+        model = task.build_model(slots("softmax"))
     # The published model of 12 layers, width 768, 50,257 tokens and 1,024 positions, as its checkpoint holds it.
     assert sum(parameter.numel() for parameter in model.parameters()) == 124_439_808
 
 
 @pytest.mark.parametrize("name", ["softmax", "linear", "smyrf"])
 def test_a_decoder_in_steps_is_the_decoder(name: str) -> None:
-    model = LanguageModelling(length=24).build_model(slots_of(name)).eval().double()
+    model = LanguageModelling(length=24).build_model(slots(name)).eval().double()
     tokens = torch.randint(256, (2, 20))
     if not model.incremental:
         assert name == "smyrf"
@@ -188,4 +183,4 @@ def test_the_blank_batch_has_the_shapes_of_a_real_one() -> None:
     task = LanguageModelling()
     real, blank = next(task.batches("train", 1)), task.blank_batch(task.setting.batch)
     assert {name: (x.shape, x.dtype) for name, x in real.items()} == {n: (x.shape, x.dtype) for n, x in blank.items()}
-    assert torch.isfinite(task.loss(task.build_model(slots_of("softmax")), blank))
+    assert torch.isfinite(task.loss(task.build_model(slots("softmax")), blank))

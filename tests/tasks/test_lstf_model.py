@@ -4,35 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from recording_slots import slots
 from torch import nn
 
-from attention_zoo import build
 from attention_zoo.contract import Attention, Pattern
 from tasks.contract import Slots
 from tasks.lstf import task as tasks
 from tasks.lstf.model import DecoderLayer, Distilling, EncoderLayer, Informer, SeriesEmbedding
 
 NS, CS, NC, _ = Pattern
-
-
-class Slot:
-    """Exact attention for one slot; remembers the lengths it was asked for."""
-
-    def __init__(self, pattern: Pattern) -> None:
-        self.pattern = pattern
-        self.lengths: list[tuple[int, int | None]] = []
-
-    def __call__(
-        self, embed_dim: int, num_heads: int, *, max_length: int, max_length_key: int | None = None
-    ) -> Attention:
-        self.lengths.append((max_length, max_length_key))
-        return build(
-            "softmax", embed_dim, num_heads, self.pattern, max_length=max_length, max_length_key=max_length_key
-        )
-
-
-def slots() -> dict[Pattern, Slot]:
-    return {pattern: Slot(pattern) for pattern in Pattern}
 
 
 def small_model(filled: Slots, label_length: int = 8, input_length: int = 24) -> Informer:

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib import image
+from recording_slots import slots
 from torch import nn
 
-from attention_zoo import build
-from attention_zoo.contract import Attention, Pattern
+from attention_zoo.contract import Pattern
 from tasks.lstf import data, original, registry
 from tasks.lstf import task as tasks
 from tasks.lstf.plot import panel_channels
@@ -29,26 +29,6 @@ KINDS = {
     "lstf_ettm1": tasks.ETTm1Forecasting,
     "lstf_ecl": tasks.ECLForecasting,
 }
-
-
-class Slot:
-    """Exact attention for one slot; remembers the lengths it was asked for."""
-
-    def __init__(self, pattern: Pattern) -> None:
-        self.pattern = pattern
-        self.lengths: list[tuple[int, int | None]] = []
-
-    def __call__(
-        self, embed_dim: int, num_heads: int, *, max_length: int, max_length_key: int | None = None
-    ) -> Attention:
-        self.lengths.append((max_length, max_length_key))
-        return build(
-            "softmax", embed_dim, num_heads, self.pattern, max_length=max_length, max_length_key=max_length_key
-        )
-
-
-def slots() -> dict[Pattern, Slot]:
-    return {pattern: Slot(pattern) for pattern in Pattern}
 
 
 def waves(rows: int, channels: int, names: tuple[str, ...], step: int = 60) -> data.Series:

@@ -11,18 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from recording_slots import slots
 
-from attention_zoo.contract import Pattern
-from attention_zoo.registry import build
 from tasks import bible
 from tasks.mlm import data
 from tasks.mlm.task import MaskedLanguageModelling
 from tasks.text import Text
-
-
-def slots_of(name: str) -> Any:
-    pattern = Pattern.NONCAUSAL_SELF
-    return {pattern: lambda width, heads, **lengths: build(name, width, heads, pattern, **lengths)}
 
 
 @given(length=st.integers(1, 40), padded=st.integers(0, 39), seed=st.integers(0, 2**32 - 1))
@@ -127,7 +121,7 @@ def test_floors_match_a_direct_computation() -> None:
 
 def test_evaluation_agrees_with_the_loss_of_the_same_windows() -> None:
     task = MaskedLanguageModelling()
-    model = task.build_model(slots_of("softmax")).eval()
+    model = task.build_model(slots("softmax")).eval()
     scores = task.evaluate(model, "test")
     with torch.no_grad():
         losses = [(float(task.loss(model, b)), int(b["selected"].sum())) for b in task.batches("test", 0)]
@@ -138,7 +132,7 @@ def test_evaluation_agrees_with_the_loss_of_the_same_windows() -> None:
 
 def test_every_prediction_sees_both_sides() -> None:
     task = MaskedLanguageModelling(length=24)
-    model = task.build_model(slots_of("softmax")).eval()
+    model = task.build_model(slots("softmax")).eval()
     inputs = torch.full((1, 24), ord("a"))
     selected = torch.zeros(1, 24, dtype=torch.bool)
     selected[0, 12] = True
@@ -151,7 +145,7 @@ def test_every_prediction_sees_both_sides() -> None:
 
 def test_padding_is_invisible() -> None:
     task = MaskedLanguageModelling(length=24)
-    model = task.build_model(slots_of("softmax")).eval().double()
+    model = task.build_model(slots("softmax")).eval().double()
     inputs, selected = torch.randint(97, 123, (2, 24)), torch.zeros(2, 24, dtype=torch.bool)
     selected[:, 3] = True
     padding = torch.arange(24).expand(2, 24) >= 20
@@ -162,7 +156,7 @@ def test_padding_is_invisible() -> None:
 
 def test_a_step_is_finite_and_a_sample_shows_three_lines_a_window() -> None:
     task = MaskedLanguageModelling()
-    model = task.build_model(slots_of("softmax"))
+    model = task.build_model(slots("softmax"))
     loss = task.loss(model, next(task.batches("train", 1)))
     loss.backward()
     assert torch.isfinite(loss)
@@ -189,7 +183,7 @@ def test_wrong_options_are_one_line(options: dict[str, Any], message: str) -> No
 def test_at_paper_size_the_encoder_is_roberta_base() -> None:
     task = MaskedLanguageModelling(size="paper", length=512)
     with torch.device("meta"):
-        model = task.build_model(slots_of("softmax"))
+        model = task.build_model(slots("softmax"))
     # The published checkpoint with its head holds 124,697,433: 50,265 tokens, 514 rows of positions (two are never
     # used) and a vector of the one token type, of width 768.
     published = 124_697_433
@@ -201,4 +195,4 @@ def test_the_blank_batch_has_the_shapes_of_a_real_one() -> None:
     rows = task.setting.batch
     real, blank = next(task.batches("train", 1, start=task.setting.short_steps)), task.blank_batch(rows)
     assert {name: (x.shape, x.dtype) for name, x in real.items()} == {n: (x.shape, x.dtype) for n, x in blank.items()}
-    assert torch.isfinite(task.loss(task.build_model(slots_of("softmax")), blank))
+    assert torch.isfinite(task.loss(task.build_model(slots("softmax")), blank))

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
+from recording_slots import slots
 from torch import nn
 
-from attention_zoo import build
-from attention_zoo.contract import Attention, Pattern
+from attention_zoo.contract import Pattern
 from tasks.pcc import data
 from tasks.pcc.model import EdgeConvolution, Fold, GeometryBranch, Layout, PoinTr, edges
 from tasks.pcc.points import farthest_points, neighbours
@@ -34,26 +34,6 @@ SMALL = Layout(
     fold=2,
     fold_hidden=8,
 )
-
-
-class Slot:
-    """Exact attention for one slot; remembers what it was asked for."""
-
-    def __init__(self, pattern: Pattern) -> None:
-        self.pattern = pattern
-        self.asked: list[tuple[int, int, int, int | None]] = []
-
-    def __call__(
-        self, embed_dim: int, num_heads: int, *, max_length: int, max_length_key: int | None = None
-    ) -> Attention:
-        self.asked.append((embed_dim, num_heads, max_length, max_length_key))
-        return build(
-            "softmax", embed_dim, num_heads, self.pattern, max_length=max_length, max_length_key=max_length_key
-        )
-
-
-def slots() -> dict[Pattern, Slot]:
-    return {pattern: Slot(pattern) for pattern in Pattern}
 
 
 def box(*size: float) -> np.ndarray:

@@ -11,19 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from recording_slots import slots
 
 from attention_zoo.contract import Pattern
-from attention_zoo.registry import build
-from tasks.contract import Slots
 from tasks.recall import data
 from tasks.recall.task import Recall
-
-
-def slots_of(name: str) -> Slots:
-    def factory(pattern: Pattern) -> Any:
-        return lambda width, heads, **lengths: build(name, width, heads, pattern, **lengths)
-
-    return {pattern: factory(pattern) for pattern in Pattern}
 
 
 def oracle(problems: data.Problems, tokens: str) -> np.ndarray:
@@ -128,7 +120,7 @@ def test_evaluation_gives_the_oracle_full_marks() -> None:
 @pytest.mark.parametrize("tokens", list(data.TOKENS))
 def test_one_step_is_finite_in_every_pattern(pattern: Pattern, tokens: str) -> None:
     task = Recall(pattern=pattern, tokens=tokens)
-    model = task.build_model(slots_of("softmax"))
+    model = task.build_model(slots("softmax"))
     batch = next(task.batches("train", 1))
     loss = task.loss(model, batch)
     loss.backward()
@@ -143,7 +135,7 @@ def test_one_step_is_finite_in_every_pattern(pattern: Pattern, tokens: str) -> N
 @pytest.mark.parametrize("pattern", [Pattern.CAUSAL_SELF, Pattern.CAUSAL_CROSS])
 def test_no_output_depends_on_later_queries(pattern: Pattern) -> None:
     task = Recall(pattern=pattern)
-    model = task.build_model(slots_of("softmax")).eval()
+    model = task.build_model(slots("softmax")).eval()
     batch = next(task.batches("train", 1))
     changed = batch["target_keys"].clone()
     changed[:, 20:] = 1
@@ -156,7 +148,7 @@ def test_no_output_depends_on_later_queries(pattern: Pattern) -> None:
 def test_softmax_learns_small_problems(pattern: Pattern) -> None:
     task = Recall(pattern=pattern, pairs=4, vocabulary=8, length=16)
     torch.manual_seed(1)
-    model = task.build_model(slots_of("softmax"))
+    model = task.build_model(slots("softmax"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3)
     for batch in islice(task.batches("train", 1), 60):
         optimizer.zero_grad()

@@ -11,31 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from recording_slots import slots
 from torch import nn
 
-from attention_zoo import build
-from attention_zoo.contract import Attention, Pattern
+from attention_zoo.contract import Pattern
 from tasks.contract import Slots
 from tasks.sr import data, metrics
 from tasks.sr.task import SIZES, SuperResolution
-
-
-class Slot:
-    """Exact attention for one slot; remembers the widths and lengths it was asked for."""
-
-    def __init__(self, pattern: Pattern) -> None:
-        self.pattern = pattern
-        self.asked: list[tuple[int, int]] = []
-
-    def __call__(
-        self, embed_dim: int, num_heads: int, *, max_length: int, max_length_key: int | None = None
-    ) -> Attention:
-        self.asked.append((embed_dim, max_length))
-        return build("sdpa", embed_dim, num_heads, self.pattern, max_length=max_length, max_length_key=max_length_key)
-
-
-def exact() -> dict[Pattern, Slot]:
-    return {pattern: Slot(pattern) for pattern in Pattern}
 
 
 def made_up_pictures() -> list[data.Picture]:
@@ -57,9 +39,9 @@ def task(monkeypatch):
     return SuperResolution(pattern=Pattern.NONCAUSAL_SELF)
 
 
-def model_of(task: SuperResolution, slots: Slots | None = None) -> nn.Module:
+def model_of(task: SuperResolution, given: Slots | None = None) -> nn.Module:
     torch.manual_seed(0)
-    return task.build_model(slots or exact())
+    return task.build_model(given or slots("sdpa"))
 
 
 def equal(first, second):
@@ -126,7 +108,7 @@ def test_parameters_at_paper_size_are_the_published_network_s():
     assert published_parameters((16,), projection_biases=False) == 97_807_491
     assert published_parameters((16, 32, 64, 128), projection_biases=False) == 99_534_531
     with torch.device("meta"):
-        model = SuperResolution(size="paper").build_model(exact())
+        model = SuperResolution(size="paper").build_model(slots("sdpa"))
     ours = sum(parameter.numel() for parameter in model.parameters())
     # Attention layers of the zoo have biases on queries, keys and values: 3 x 5,312 in 21 layers, 0.016 % more.
     assert ours == published_parameters((16, 32, 64, 128), projection_biases=True) == 99_534_531 + 3 * 5312
@@ -135,7 +117,7 @@ def test_parameters_at_paper_size_are_the_published_network_s():
 def test_paper_size_takes_a_step_without_data_on_the_meta_device():
     task = SuperResolution(size="paper")
     with torch.device("meta"):
-        model = task.build_model(exact())
+        model = task.build_model(slots("sdpa"))
         loss = task.loss(model, task.blank_batch(1))
     loss.backward()
     assert loss.shape == ()
@@ -143,14 +125,14 @@ def test_paper_size_takes_a_step_without_data_on_the_meta_device():
 
 
 def test_slots_are_asked_for_every_side(task):
-    slots = exact()
-    model_of(task, slots)
+    made = slots("sdpa")
+    model_of(task, made)
     size = SIZES["tiny"]
-    asked = slots[Pattern.NONCAUSAL_SELF].asked
+    asked = [(width, length) for width, _, length, _ in made[Pattern.NONCAUSAL_SELF].asked]
     assert {length for _, length in asked} == {side**2 for side in size.attention_sides}
     assert len(asked) == 7  # one block down and two up at each of two levels, and the middle
     assert max(length for _, length in asked) == task.lengths[0] == task.card.lengths["tiny"][0]
-    assert not any(slot.asked for pattern, slot in slots.items() if pattern is not Pattern.NONCAUSAL_SELF)
+    assert not any(slot.asked for pattern, slot in made.items() if pattern is not Pattern.NONCAUSAL_SELF)
 
 
 def test_lengths_at_paper_size_are_cab_s():

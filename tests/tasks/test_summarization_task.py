@@ -14,10 +14,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recording_slots import slots
 from torch import Tensor, nn
 
-from attention_zoo import build
-from attention_zoo.contract import Attention, Pattern
+from attention_zoo.contract import Pattern
 from tasks.contract import SlotFactory
 from tasks.decoding import Limits, continue_prompts
 from tasks.summarization import data
@@ -41,27 +41,6 @@ SMALL = Shape(
     target_positions=8,
 )
 PARAGEN = replace(SMALL, paragen=True)
-
-
-class Slot:
-    """One mechanism for one slot; remembers the lengths it was asked for."""
-
-    def __init__(self, pattern: Pattern, mechanism: str = "softmax") -> None:
-        self.pattern, self.mechanism = pattern, mechanism
-        self.lengths: list[tuple[int, int | None]] = []
-
-    def __call__(
-        self, embed_dim: int, num_heads: int, *, max_length: int, max_length_key: int | None = None
-    ) -> Attention:
-        self.lengths.append((max_length, max_length_key))
-        return build(
-            self.mechanism, embed_dim, num_heads, self.pattern, max_length=max_length, max_length_key=max_length_key
-        )
-
-
-def slots(**mechanisms: str) -> dict[Pattern, Slot]:
-    """Exact attention, but for the slots named by their two letters."""
-    return {pattern: Slot(pattern, mechanisms.get(pattern.short, "softmax")) for pattern in Pattern}
 
 
 def made_up() -> list[data.Article]:

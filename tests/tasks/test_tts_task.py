@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recording_slots import slots
 from torch import nn
 
-from attention_zoo import build
-from attention_zoo.contract import Attention, Pattern
+from attention_zoo.contract import Pattern
 from tasks.contract import SlotFactory, Task
 from tasks.tts import data, features, transformer_task
 from tasks.tts.fastspeech2 import FastSpeech2, regulate
@@ -25,26 +25,6 @@ from tasks.tts.transformer_tts import TransformerTTS
 
 NS, CS, CC = Pattern.NONCAUSAL_SELF, Pattern.CAUSAL_SELF, Pattern.CAUSAL_CROSS
 TASKS = [FastSpeech2Speech, TransformerSpeech]
-
-
-class Slot:
-    """Exact attention for one slot; remembers the lengths it was asked for."""
-
-    def __init__(self, pattern: Pattern) -> None:
-        self.pattern = pattern
-        self.lengths: list[tuple[int, int | None]] = []
-
-    def __call__(
-        self, embed_dim: int, num_heads: int, *, max_length: int, max_length_key: int | None = None
-    ) -> Attention:
-        self.lengths.append((max_length, max_length_key))
-        return build(
-            "softmax", embed_dim, num_heads, self.pattern, max_length=max_length, max_length_key=max_length_key
-        )
-
-
-def slots() -> dict[Pattern, Slot]:
-    return {pattern: Slot(pattern) for pattern in Pattern}
 
 
 def made_up(count: int = 60) -> data.Corpus:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cab.report.compare import CHANGED, Side, compare, counterparts, to_markdown
+from cab.report.compare import CHANGED, Side, certificates, compare, counterparts, to_markdown
 from cab.report.evidence import read_evidence
 from cab.report.make import report
 from cab.schema import Report as Config
@@ -23,7 +23,7 @@ def side(path: Path) -> Side:
 
 
 def texts(first: Path, second: Path) -> list[str]:
-    tables = compare(side(first), side(second))
+    tables = [grid.table() for grid in compare(side(first), side(second))]
     return [cell.text for table in tables for row in table.rows for cell in row.cells]
 
 
@@ -58,7 +58,7 @@ def test_a_slower_mechanism_and_a_lost_run_are_told(twice: tuple[Path, Path]) ->
         return row
 
     rewrite(second, change)
-    tables = {table.anchor: table for table in compare(side(first), side(second))}
+    tables = {grid.anchor: grid.table() for grid in compare(side(first), side(second))}
     times = {row.head.text: row.cells for row in tables["NS-time-0"].rows}
     assert all(cell.text.endswith(CHANGED) for cell in times["linear"])
     assert not any(cell.text.endswith(CHANGED) for cell in times["performer"])
@@ -75,7 +75,8 @@ def test_a_lost_certificate_is_told(twice: tuple[Path, Path]) -> None:
     content["patterns"][NS]["mark"] = "failed"
     content["patterns"][NS]["passed"] = False
     path.write_text(json.dumps(content))
-    (table,) = (table for table in compare(side(twice[0]), side(twice[1])) if table.anchor == "certificates")
+    table = certificates(side(twice[0]), side(twice[1]))
+    assert table is not None
     assert [row.head.text for row in table.rows] == ["linear"]
     assert table.rows[0].cells[0].text == f"certified → failed {CHANGED}"
 
