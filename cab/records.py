@@ -16,91 +16,18 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
-SCHEMA_VERSION = 1
+from cab.record import COLUMNS, RETRIED, SCHEMA_VERSION, Record, Status
+from cab.record_lines import LineReader
 
-
-class Status(StrEnum):
-    """How a cell ended; every status but ``ok`` comes with a reason."""
-
-    OK = "ok"
-    OUT_OF_MEMORY = "out_of_memory"
-    OVER_BUDGET = "over_budget"
-    TIMEOUT = "timeout"
-    DIVERGED = "diverged"
-    UNSUPPORTED = "unsupported"
-    FAILED_CERTIFICATE = "failed_certificate"
-    ERROR = "error"
-
-
-# A repeat of the same command could mend these, so they do not make a cell complete.
-RETRIED = frozenset({Status.ERROR})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One value. Columns that do not apply are None; ``value`` is None where ``status`` is not ``ok``.
-
-    ``attention`` is the mechanism and ``setting`` its config name with non-default options; ``task_setting`` likewise.
-    ``level`` is op, layer or model; ``phase`` is inference, training_forward, training, decode, or train / evaluate
-    for the figures of a task run. ``baseline`` names the setting of a ``ratio``. Times are in seconds, sizes in bytes.
-    ``replicate`` counts processes of a cost cell. ``manifest`` names the file in ``manifests/``.
-    """
-
-    run_key: str
-    protocol: str
-    metric: str
-    status: Status
-    attention: str | None = None
-    setting: str | None = None
-    pattern: str | None = None
-    slots: str | None = None
-    task: str | None = None
-    task_setting: str | None = None
-    data: str | None = None
-    size: str | None = None
-    split: str | None = None
-    value: float | None = None
-    unit: str | None = None
-    higher_is_better: bool | None = None
-    reason: str | None = None
-    seed: int | None = None
-    replicate: int | None = None
-    length_q: int | None = None
-    length_kv: int | None = None
-    batch: int | None = None
-    heads: int | None = None
-    head_dim: int | None = None
-    dtype: str | None = None
-    device: str | None = None
-    hardware: str | None = None
-    threads: int | None = None
-    phase: str | None = None
-    level: str | None = None
-    baseline: str | None = None
-    impl: str | None = None
-    compiled: bool | None = None
-    started_at: str | None = None
-    duration_s: float | None = None
-    manifest: str | None = None
-    schema_version: int = SCHEMA_VERSION
-
-    def __post_init__(self) -> None:
-        if (self.status is Status.OK) == (self.value is None):
-            raise ValueError(f"{self.metric}: a value with status ok, None otherwise; got {self.value}, {self.status}")
-        if self.status is not Status.OK and not self.reason:
-            raise ValueError(f"{self.metric}: status {self.status} needs a reason")
-
-
-COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Record))
+__all__ = ["COLUMNS", "RETRIED", "SCHEMA_VERSION", "Record", "RecordStore", "Status", "now"]
 
 
 def now() -> str:
@@ -141,29 +68,17 @@ class RecordStore:
         return self._paths[owner]
 
     def lines(self, problems: list[str] | None = None) -> Iterator[dict[str, Any]]:
-        """All rows, file by file in name order. What cannot be read goes to ``problems`` as ``file:line: why``.
-
-        Equal texts of different rows are one object: half a million rows would take three times the memory otherwise.
-        """
-        shared: dict[str, str] = {}
-
-        def once(text: Any) -> Any:
-            return shared.setdefault(text, text) if isinstance(text, str) else text
-
+        """All rows, file by file in name order. What cannot be read goes to ``problems`` as ``file:line: why``."""
+        reader = LineReader()
         for path in sorted(self.records_folder.glob("*.jsonl")):
             for number, line in enumerate(path.read_bytes().splitlines(), start=1):
                 try:
-                    row = json.loads(line)
-                    missing = {"run_key", "metric", "status"} - set(row)
-                    if missing:
-                        raise ValueError(f"no {', '.join(sorted(missing))}")
-                    if nested := [column for column, value in row.items() if isinstance(value, list | dict)]:
-                        raise ValueError(f"{', '.join(nested)}: more than one value")
-                except (ValueError, TypeError) as error:
+                    row = reader.row(line)
+                except ValueError as error:
                     if problems is not None:
                         problems.append(f"{path}:{number}: {error}")
                     continue
-                yield {once(column): once(value) for column, value in row.items()}
+                yield row
 
     def frame(self, problems: list[str] | None = None) -> pd.DataFrame:
         """All rows with the columns of :class:`Record`, exact duplicates once."""

@@ -29,8 +29,9 @@ def write_samples(folder: Path, run_key: str, artifacts: Sequence[Artifact]) -> 
         partial.replace(here / artifact.name)
 
 
-def sample_paths(folder: Path, run_key: str) -> list[str]:
-    """The samples of a run, relative to ``folder``, sorted."""
-    here = folder / FOLDER / run_key
-    found = [path for path in here.iterdir() if not path.name.startswith(".")] if here.is_dir() else []
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+def sample_paths(folder: Path) -> dict[str, list[str]]:
+    """By run key the samples of each run that has any, relative to ``folder``, sorted."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((folder / FOLDER).glob("*/[!.]*")):
+        found.setdefault(path.parent.name, []).append(path.relative_to(folder).as_posix())
+    return found

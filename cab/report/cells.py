@@ -14,7 +14,6 @@ from cab.report.cost import Costs, Length, Measured, length_of
 from cab.report.evidence import Evidence, Row
 from cab.report.quality import FLOOR, Column, Quality, Score, Standing, task_of
 from cab.report.tables import BLANK, Cell, Details
-from cab.samples import sample_paths
 from cab.schema import Common, Measure
 from cab.stats.efficiency_length import EfficiencyLength
 from cab.stats.intervals import Interval
@@ -194,16 +193,16 @@ class CellMaker:
 
     def _source(self, rows: Iterable[Row]) -> Details:
         rows = list(rows)
-        keys = ", ".join(dict.fromkeys(str(row["run_key"]) for row in rows))
-        commands = dict.fromkeys(command for row in rows if (command := repeat(row)) is not None)
+        keys = dict.fromkeys(str(row["run_key"]) for row in rows)
+        # Most rows of a cell differ in nothing that a command says.
+        distinct: dict[tuple[Any, ...], Row] = {}
+        for row in rows:
+            distinct.setdefault(tuple(map(row.get, _SAID_IN_COMMANDS)), row)
+        commands = dict.fromkeys(command for row in distinct.values() if (command := repeat(row)) is not None)
         made = dict.fromkeys(text for row in rows if (text := made_by(self.evidence, row.get("manifest"))))
-        samples = [
-            path
-            for key in dict.fromkeys(str(row["run_key"]) for row in rows)
-            for path in sample_paths(self.evidence.folder, key)
-        ]
+        samples = [path for key in keys for path in self.evidence.samples.get(key, ())]
         found = [
-            ("records", keys),
+            ("records", ", ".join(keys)),
             *(("sample", path) for path in samples),
             *(("repeat", command) for command in commands),
         ]
@@ -260,6 +259,13 @@ def amount(metric: str, value: float) -> str:
     if metric.endswith("_s") and not metric.endswith("per_s"):
         return numbers.seconds(value)
     return numbers.count(value) if metric in ("flops", "dense_equivalent_flops", "parameters") else numbers.plain(value)
+
+
+# The columns that ``repeat`` reads.
+_SAID_IN_COMMANDS = (
+    *("setting", "pattern", "task", "task_setting", "seed", "size", "length_q", "length_kv", "protocol"),
+    *("level", "phase", "batch", "heads", "head_dim", "compiled", "dtype"),
+)
 
 
 def repeat(row: Row) -> str | None:

@@ -81,6 +81,8 @@ class Costs:
         self._values: dict[tuple[str, str, Length, str, str | None], list[Row]] = {}
         self._failed: dict[tuple[str, str, Length | None], list[Row]] = {}
         self._baselines: dict[str, list[str]] = {}
+        self._lengths: dict[str, list[Length]] = {}
+        self._ratios: dict[tuple[str, str, Length, str], Measured | None] = {}
         for row in rows:
             setting, pattern, length = str(row.get("setting")), str(row.get("pattern")), length_of(row)
             if is_ok(row):
@@ -92,9 +94,11 @@ class Costs:
 
     def lengths(self, pattern: str) -> list[Length]:
         """Every length with a row in the pattern, ascending."""
-        found = {length for _, where, length, *_ in self._values if where == pattern}
-        found |= {length for _, where, length in self._failed if where == pattern and length is not None}
-        return sorted(found, key=lambda length: (length[1], length[0]))
+        if pattern not in self._lengths:
+            found = {length for _, where, length, *_ in self._values if where == pattern}
+            found |= {length for _, where, length in self._failed if where == pattern and length is not None}
+            self._lengths[pattern] = sorted(found, key=lambda length: (length[1], length[0]))
+        return self._lengths[pattern]
 
     def settings(self, pattern: str) -> list[str]:
         """What was to be timed; not what only had its memory traced, to be the baseline of others."""
@@ -111,7 +115,12 @@ class Costs:
 
     def ratio(self, setting: str, pattern: str, length: Length, baseline: str | None = None) -> Measured | None:
         """Time over the baseline's: the geometric mean over processes of their paired ratios."""
-        baseline = baseline or self.baseline
+        key = (setting, pattern, length, baseline or self.baseline)
+        if key not in self._ratios:
+            self._ratios[key] = self._ratio(*key)
+        return self._ratios[key]
+
+    def _ratio(self, setting: str, pattern: str, length: Length, baseline: str) -> Measured | None:
         rows = self._values.get((setting, pattern, length, "ratio", baseline))
         if not rows:
             return None

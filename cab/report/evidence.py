@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from cab.record_lines import LineReader
 from cab.records import COLUMNS, RETRIED, RecordStore, Status
+from cab.samples import sample_paths
 
 Row = dict[str, Any]
 
@@ -47,6 +49,7 @@ class Evidence:
         certificates, cards, manifests: JSON content by setting, task and manifest id.
         plan: cells that a protocol wants: ``{setting, pattern, task}`` or ``{setting, pattern, length_q}``.
         problems: what could not be read or was there twice, as ``file:line: why``.
+        samples: by run key the paths of a run's sample outputs, relative to ``folder``.
     """
 
     folder: Path
@@ -56,6 +59,7 @@ class Evidence:
     manifests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     plan: Sequence[Mapping[str, Any]] = ()
     problems: Sequence[str] = ()
+    samples: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def units(self, run_key: str) -> dict[str, np.ndarray]:
         """The side file of a run; empty where it has none."""
@@ -85,6 +89,7 @@ def read_evidence(folder: Path) -> Evidence:
         manifests=_by_key(folder / "manifests", "*.json", "id", problems),
         plan=plan,
         problems=[problem.replace(f"{folder}/", "") for problem in problems],
+        samples=sample_paths(folder),
     )
 
 
@@ -104,11 +109,12 @@ def _duplicates(store: RecordStore) -> list[str]:
     """Where lines stand that repeat an earlier one in every column."""
     first: dict[tuple[Any, ...], str] = {}
     repeats = []
+    reader = LineReader()
     for path in sorted(store.records_folder.glob("*.jsonl")):
         for number, line in enumerate(path.read_bytes().splitlines(), start=1):
             try:
-                content = _content(json.loads(line))
-            except (ValueError, TypeError, AttributeError):
+                content = _content(reader.row(line))
+            except ValueError:
                 continue  # reported by RecordStore.lines
             place = f"{path}:{number}"
             if content in first:

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import pairwise
@@ -29,7 +29,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (
 
 MOST_NAMES = 16  # in a panel; of more, only the best are named, and the tables hold all
 WIDTH = 5.6  # inches; at half of a page the text of 10 points is still 6 to 7 points
-DRAWING = 4  # changes whenever the same data would be drawn in another way
+DRAWING = 5  # changes whenever the same data would be drawn in another way
 
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -98,7 +98,7 @@ class QualityFigure:
         for axes, panel in zip(all_axes, self.panels, strict=True):
             _draw_panel(axes, panel, settings)
         all_axes[-1].set_xlabel(self.x_label)
-        canvas.draw_without_rendering()
+        _freeze(canvas)
         for axes, panel in zip(all_axes, self.panels, strict=True):
             _label_points(axes, panel, settings)
         return canvas
@@ -129,12 +129,18 @@ class CostFigure:
         canvas.suptitle(self.title, fontsize=11, x=0.01, ha="left")
         axes = canvas.subplots()
         _draw_curves(axes, self)
-        canvas.draw_without_rendering()
+        _freeze(canvas)
         _label_ends(axes, self)
         return canvas
 
 
 Figure = QualityFigure | CostFigure
+
+
+def _freeze(canvas: Canvas) -> None:
+    """Lays the axes out once: names are then put where there is room, and stay there."""
+    canvas.draw_without_rendering()
+    canvas.set_layout_engine("none")
 
 
 def front(points: Sequence[QualityPoint], higher_is_better: bool) -> list[QualityPoint]:
@@ -185,22 +191,22 @@ def _draw_panel(axes: Axes, panel: QualityPanel, settings: Sequence[str]) -> Non
             fontsize=8,
             color=MUTED,
         )
-    for point in panel.points:
-        colour, marker, _ = _style(point.setting, settings)
-        x_error = _error(point.x, point.x_low, point.x_high)
-        y_error = _error(point.y, point.y_low, point.y_high)
-        on_front = point in best
-        axes.errorbar(
-            point.x,
-            point.y,
-            xerr=x_error,
-            yerr=y_error,
-            color=colour,
-            marker=marker,
-            markersize=6,
-            markerfacecolor=colour if on_front else PAPER,
-            elinewidth=1,
-            linestyle="none",
+    styles = [_style(point.setting, settings) for point in panel.points]
+    colours = [colour for colour, _, _ in styles]
+    _bars(axes.hlines, [(p.y, p.x_low, p.x_high) for p in panel.points], colours, linewidth=1)
+    _bars(axes.vlines, [(p.x, p.y_low, p.y_high) for p in panel.points], colours, linewidth=1)
+    on_front = set(best)
+    for shape in MARKERS:
+        drawn = [(p, colour) for p, (colour, marker, _) in zip(panel.points, styles, strict=True) if marker == shape]
+        axes.scatter(
+            [point.x for point, _ in drawn],
+            [point.y for point, _ in drawn],
+            s=36,
+            marker=shape,
+            facecolors=[colour if point in on_front else PAPER for point, colour in drawn],
+            edgecolors=[colour for _, colour in drawn],
+            clip_on=False,
+            zorder=3,
         )
     axes.margins(0.16, 0.18)
     axes.set_title(panel.task, fontsize=10, loc="left")
@@ -217,39 +223,31 @@ def _draw_curves(axes: Axes, figure: CostFigure) -> None:
     axes.plot([lengths[0] / 1.15, lengths[-1]], [1.0, 1.0], color=INK, linewidth=1.4)
     for curve in figure.curves:
         colour, marker, dash = _style(curve.setting, figure.settings)
-        x = [point[0] for point in curve.points]
-        y = [point[1] for point in curve.points]
-        below = [point[1] - point[2] if point[2] is not None else 0.0 for point in curve.points]
-        above = [point[3] - point[1] if point[3] is not None else 0.0 for point in curve.points]
-        axes.errorbar(
-            x,
-            y,
-            yerr=[below, above],
-            color=colour,
-            marker=marker,
-            markersize=4,
-            linewidth=1.3,
-            linestyle=dash,
-            elinewidth=1,
+        x, y = [point[0] for point in curve.points], [point[1] for point in curve.points]
+        axes.plot(x, y, color=colour, marker=marker, markersize=4, linewidth=1.3, linestyle=dash)
+    points = [(curve.setting, point) for curve in figure.curves for point in curve.points]
+    colours = [_style(setting, figure.settings)[0] for setting, _ in points]
+    _bars(axes.vlines, [(point[0], *point[2:]) for _, point in points], colours, linewidth=1)
+    if crossings := [(curve.setting, curve.crossing) for curve in figure.curves if curve.crossing is not None]:
+        colours = [_style(setting, figure.settings)[0] for setting, _ in crossings]
+        _bars(axes.hlines, [(1.0, low, high) for _, (_, low, high) in crossings], colours, linewidth=2, zorder=5)
+        axes.scatter(
+            [at for _, (at, _, _) in crossings],
+            [1.0] * len(crossings),
+            s=64,
+            marker="D",
+            facecolors=PAPER,
+            edgecolors=colours,
+            linewidths=1.6,
+            clip_on=False,
+            zorder=6,
         )
-        if curve.crossing is not None:
-            at, low, high = curve.crossing
-            axes.errorbar(
-                at,
-                1.0,
-                xerr=_error(at, low, high),
-                color=colour,
-                marker="D",
-                markersize=8,
-                markerfacecolor=PAPER,
-                markeredgewidth=1.6,
-                elinewidth=2,
-                zorder=5,
-            )
     axes.xaxis.set_major_locator(FixedLocator(lengths))
     axes.xaxis.set_minor_locator(NullLocator())
+    if len(lengths) > 6:
+        axes.tick_params(axis="x", labelsize=8)
     axes.set_xlim(lengths[0] / 1.15, lengths[-1] * (1.15 if len(lengths) == 1 else (lengths[-1] / lengths[0]) ** 0.42))
-    few = f"; the fastest {MOST_NAMES} of {len(figure.curves)} are named" if len(figure.curves) > MOST_NAMES else ""
+    few = f"\nthe fastest {MOST_NAMES} of {len(figure.curves)} are named" if len(figure.curves) > MOST_NAMES else ""
     axes.set_xlabel(f"length of the keys [tokens]; diamond: where the time crosses that of the baseline{few}")
     axes.xaxis.label.set_fontsize(8.5)
     axes.set_ylabel(figure.y_label)
@@ -271,8 +269,21 @@ def _plain_ticks(axes: Axes) -> None:
         axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
 
 
-def _error(value: float, low: float | None, high: float | None) -> list[list[float]] | None:
-    return None if low is None or high is None else [[max(0.0, value - low)], [max(0.0, high - value)]]
+def _bars(
+    lines: Callable[..., Any],
+    found: Sequence[tuple[float, float | None, float | None]],
+    colours: Sequence[str],
+    **style: Any,
+) -> None:
+    """The intervals (place, low, high) across ``lines``, which is ``axes.hlines`` or ``axes.vlines``."""
+    there = [
+        (place, low, high, colour)
+        for (place, low, high), colour in zip(found, colours, strict=True)
+        if low is not None and high is not None
+    ]
+    if there:
+        places, lows, highs, own = zip(*there, strict=True)
+        lines(places, lows, highs, colors=own, clip_on=False, **style)
 
 
 def _label_points(axes: Axes, panel: QualityPanel, settings: Sequence[str]) -> None:
@@ -392,6 +403,11 @@ def _apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     return placed
 
 
+# A hundredth of a point is less than any screen or printer shows.
+_COORDINATES = re.compile(r'\b(?:d|x|y)="[^"]*"')
+_LONG = re.compile(r"(\.\d\d)\d+")
+
+
 def render(figure: Figure) -> tuple[bytes, bytes]:
     """A figure as (SVG, PNG), with no date and no version in either."""
     import matplotlib
@@ -406,6 +422,7 @@ def render(figure: Figure) -> tuple[bytes, bytes]:
     text = re.sub(r'\bid="', f'id="{figure.name}-', text)
     text = re.sub(r'href="#', f'href="#{figure.name}-', text)
     text = re.sub(r"url\(#", f"url(#{figure.name}-", text)
+    text = _COORDINATES.sub(lambda found: _LONG.sub(r"\1", found[0]), text)
     return text.encode(), png.getvalue()
 
 

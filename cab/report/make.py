@@ -6,11 +6,13 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 
 from cab import schema
 from cab.protocol import existing
-from cab.records import COLUMNS
+from cab.record_lines import COLUMN_TYPES
 from cab.report.book import BASELINE, Book, build_book
 from cab.report.compare import counterparts, write_comparison
 from cab.report.crossings import Fit, fit_named
@@ -43,6 +45,11 @@ class Report:
 
 
 SUMMARY = "summary.txt"
+
+_ARROW = {
+    column: {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}[types[0]]
+    for column, types in COLUMN_TYPES.items()
+}
 
 
 def make_report(folder: Path, *, figures: bool = True, fit: Fit | None = None) -> Report:
@@ -87,11 +94,12 @@ def top_of_each_pattern(report: Report) -> str:
 
 def _export(folder: Path, evidence: Evidence) -> list[Path]:
     """Every row, exact duplicates once, as CSV and Parquet."""
-    frame = pd.DataFrame(list(evidence.rows), columns=list(COLUMNS))
-    table = io.BytesIO()
-    frame.to_parquet(table, index=False)
-    csv = frame.to_csv(index=False, lineterminator="\n").encode()
-    return [_write(folder / "records.csv", csv), _write(folder / "records.parquet", table.getvalue())]
+    columns = {name: pa.array([row.get(name) for row in evidence.rows], kind) for name, kind in _ARROW.items()}
+    table = pa.table(columns)
+    csv, parquet = io.BytesIO(), io.BytesIO()
+    pa.csv.write_csv(table, csv, pa.csv.WriteOptions(quoting_style="needed"))
+    pa.parquet.write_table(table, parquet)
+    return [_write(folder / "records.csv", csv.getvalue()), _write(folder / "records.parquet", parquet.getvalue())]
 
 
 def _export_tables(folder: Path, book: Book) -> list[Path]:

@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from cab.report.book import Book
 from cab.report.figures import COLOURS, GRID, INK, MUTED, PAPER, Drawn
 from cab.report.legend import how_to_read
-from cab.report.tables import Cell, Details
+from cab.report.tables import Cell, Column, Details
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -67,17 +67,16 @@ def to_html(book: Book, drawn: Sequence[Drawn]) -> str:
         inline=_inline,
         code=_code,
         number=store.number,
-        tip=_tip,
-        sort_value=_sort_value,
+        classes=_classes,
+        sorts=_sorts,
         details=store.script,
     )
 
 
-def _tip(cell: Cell) -> str:
-    """What a pointer over the cell shows: the reason, or the first lines behind the value."""
-    lines = [cell.note] if cell.note else []
-    lines += [f"{label}: {text}" for label, text in cell.details[:3]]
-    return "\n".join(lines)
+def _classes(cell: Cell, column: Column) -> Markup:
+    """Of a cell of a table; most are plain values, and a page has tens of thousands of them."""
+    found = [cell.kind] * (cell.kind != "value") + ["text"] * (not column.numeric)
+    return Markup(f' class="{" ".join(found)}"') if found else Markup("")
 
 
 def _code(text: str) -> Markup:
@@ -85,8 +84,11 @@ def _code(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _sort_value(cell: Cell) -> str:
-    return "" if cell.sort is None else f"{cell.sort:.12g}" if isinstance(cell.sort, float | int) else cell.sort
+def _sorts(cell: Cell) -> Markup:
+    """What a cell is sorted by, where it is not its text; nothing for a gap, which comes last."""
+    value = "" if cell.sort is None else f"{cell.sort:.7g}" if isinstance(cell.sort, float | int) else cell.sort
+    alone = not (cell.below_floor or cell.note)
+    return Markup("") if alone and value == cell.text else Markup(' data-sort="{}"').format(value)
 
 
 def _inline(picture: Drawn) -> Markup:
@@ -97,6 +99,8 @@ def _inline(picture: Drawn) -> Markup:
     text = re.sub(r"<style type=\"text/css\">.*?</style>\s*", "", text, flags=re.DOTALL)
     label = escape(f"{picture.figure.title}; the numbers are in the tables")
     text = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{label}">', text, count=1)
+    # Half of a large figure would be names of groups that nothing refers to, and indentation.
+    text = re.sub(r"\s+", " ", re.sub(r'<g id="[^"]*"', "<g", text))
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
     return Markup(text)

@@ -22,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 Array = npt.NDArray[np.float64]
 Aggregate = Literal["mean", "exp_mean"]
@@ -151,7 +151,7 @@ def _of_function(contributions: Array, function: Callable[[Array], Array], level
     deviations = without.mean() - without
     if n < BOOTSTRAP_FROM_N:
         error = float(np.sqrt((n - 1) / n * (deviations**2).sum()))
-        half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
+        half = float(special.stdtrit(n - 1, (1 + level) / 2)) * error
         return Interval(value, value - half, value + half, level, "student_t", n)
     low, high = _bca(_replicates(contributions, function, seed), value, deviations, level)
     return Interval(value, low, high, level, "bca_bootstrap", n)
@@ -176,9 +176,9 @@ def _bca(replicates: Array, value: float, deviations: Array, level: float) -> tu
         return value, value
     below = float((replicates < value).mean() + (replicates == value).mean() / 2)
     # At a share of 0 or 1 the correction would be infinite; half a resample away is as far as they can tell.
-    bias = stats.norm.ppf(np.clip(below, 0.5 / RESAMPLES, 1 - 0.5 / RESAMPLES))
+    bias = special.ndtri(np.clip(below, 0.5 / RESAMPLES, 1 - 0.5 / RESAMPLES))
     acceleration = float((deviations**3).sum()) / (6 * squares**1.5)
     n = len(deviations)
-    z = bias + np.sqrt(n / (n - 1)) * stats.t.ppf([(1 - level) / 2, (1 + level) / 2], n - 1)
-    low, high = np.quantile(replicates, stats.norm.cdf(bias + z / (1 - acceleration * z)))
+    z = bias + np.sqrt(n / (n - 1)) * special.stdtrit(n - 1, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(replicates, special.ndtr(bias + z / (1 - acceleration * z)))
     return float(low), float(high)

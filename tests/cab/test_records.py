@@ -99,3 +99,40 @@ def test_side_files_come_back_and_leave_no_partial_file(tmp_path: Path) -> None:
     assert back["units"].tolist() == ["a", "b", "c"]
     assert store.read_units("none") == {}
     assert [path.name for path in (tmp_path / "units").iterdir()] == ["k.npz"]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"value": "0.5"}, "value='0.5' is not a number"),
+        ({"value": True}, "value=True is not a number"),
+        ({"seed": 1.5}, "seed=1.5 is not a whole number"),
+        ({"setting": 3}, "setting=3 is not a text"),
+        ({"compiled": 0}, "compiled=0 is not true or false"),
+        ({"status": "fine"}, "status='fine' is none of"),
+        ({"value": None}, "status ok without a value"),
+        ({"run_key": None}, "no run_key"),
+        ({"metric": ["m"]}, "metric: more than one value"),
+        ({"schema_version": 999}, "schema_version=999 is of a newer cab"),
+    ],
+)
+def test_a_line_whose_columns_hold_something_else_is_reported(tmp_path: Path, change: dict, why: str) -> None:
+    store = RecordStore(tmp_path)
+    store.records_folder.mkdir()
+    right = asdict(record())
+    lines = [json.dumps(right | {"run_key": key} | more) for key, more in (("a", {}), ("b", change), ("c", {}))]
+    path = store.records_folder / "a.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    problems: list[str] = []
+    assert [row["run_key"] for row in store.lines(problems)] == ["a", "c"]
+    assert len(problems) == 1
+    assert problems[0].startswith(f"{path}:2: {why}")
+
+
+def test_not_a_number_is_no_value(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    store.records_folder.mkdir()
+    (store.records_folder / "a.jsonl").write_text(json.dumps(asdict(record(value=float("nan")))) + "\n")
+    problems: list[str] = []
+    assert not list(store.lines(problems))
+    assert len(problems) == 1

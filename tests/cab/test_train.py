@@ -197,7 +197,7 @@ def test_a_run_records_what_was_promised(composer: Composer, tmp_path: Path) -> 
 def test_samples_stand_beside_the_records_and_the_report_leads_to_them(composer: Composer, tmp_path: Path) -> None:
     run = cell(composer, tmp_path)
     assert execute(run) is Status.OK
-    (path,) = sample_paths(run.store.folder, run.key)
+    ((path,),) = sample_paths(run.store.folder).values()
     assert path == f"samples/{run.key}/guess.txt"
     assert (run.store.folder / path).read_text().startswith("[")
     tables = tables_of(make_report(run.store.folder, figures=False).book)
@@ -216,7 +216,7 @@ def test_a_fault_in_the_samples_costs_no_value(composer: Composer, tmp_path: Pat
     finally:
         kind.samples = original
     assert any("../out" in line for line in told)
-    assert not sample_paths(run.store.folder, run.key)
+    assert not sample_paths(run.store.folder)
 
 
 def test_the_key_follows_what_affects_the_result_and_nothing_else(composer: Composer, tmp_path: Path) -> None:

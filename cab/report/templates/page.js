@@ -6,7 +6,7 @@ function sortBy(button) {
   const down = head.getAttribute("aria-sort") === "ascending";
   for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", down ? "descending" : "ascending");
-  const value = (row) => row.children[column].dataset.sort;
+  const value = (row) => row.children[column].dataset.sort ?? row.children[column].textContent.trim();
   const compare = (a, b) => {
     if (a === "" || b === "") return (a === "") - (b === "");
     const difference = Number(a) - Number(b);
@@ -56,7 +56,15 @@ async function openCell(button) {
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (button?.classList.contains("sort")) sortBy(button);
-  if (button?.classList.contains("cell")) openCell(button);
+  if (button?.dataset.details) openCell(button);
+});
+// A pointer over a cell shows the first lines behind it, once they are asked for.
+document.addEventListener("pointerover", async (event) => {
+  const button = event.target.closest("button[data-details]:not([title])");
+  if (!button) return;
+  const [texts, cells] = await content;
+  const places = cells[Number(button.dataset.details)].slice(0, 6);
+  button.title = places.flatMap((at, i) => (i % 2 ? [] : [`${texts[at]}: ${texts[places[i + 1]]}`])).join("\n");
 });
 // Hides the rows of settings whose name holds none of the words; floors stay.
 const filter = document.getElementById("filter");

@@ -114,7 +114,7 @@ def test_words_filter_every_table_of_settings(opened: Any) -> None:
 
 def test_a_cell_opens_its_records_by_mouse_and_by_keyboard(opened: Any) -> None:
     page = opened().page
-    cell = page.locator("#main-NS tbody.entries tr td button.cell").last
+    cell = page.locator("#main-NS tbody.entries tr td button[data-details]").last
     cell.click()
     dialog = page.locator("dialog#behind")
     assert dialog.is_visible()
