@@ -65,7 +65,7 @@ benchmark-cab2023: $(INSTALLED)
 
 benchmark-statistics: $(INSTALLED)
 	$(BIN)/python -m cab.measure.isolation_cost results/reference/statistics
-	$(BIN)/python -m cab.stats.interval_coverage results/reference/statistics
+	$(BIN)/python -m cab.report.interval_coverage results/reference/statistics
 	$(BIN)/python -m cab.measure.calibration results/reference/statistics
 
 # What cannot be fetched is a recorded gap, and no reason to stop.

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from attention_zoo.conformance import Certificate, Mark, Oracle, certify
 from attention_zoo.contract import Pattern
 from cab.settings import Setting
 from cab.source_hash import source_hash
+from tasks.whole_file import write_whole
 
 
 def certificate_key(setting: Setting) -> str:
@@ -57,7 +56,8 @@ def certificate(setting: Setting, folder: Path, *, progress: Callable[[Pattern],
     with _one_thread():
         made = certify(setting.kind, options=setting.options, progress=progress)
     made = dataclasses.replace(made, key=certificate_key(setting))
-    _write(certificate_path(setting, folder), json.dumps({"setting": setting.name, **made.to_json()}, indent=1))
+    content = json.dumps({"setting": setting.name, **made.to_json()}, indent=1)
+    write_whole(certificate_path(setting, folder), content.encode())
     return made
 
 
@@ -70,18 +70,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:  # Ctrl-C too must leave no half-written file behind; it goes on up
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def gate(made: Certificate, pattern: Pattern | str, *, quality: bool = False) -> tuple[bool, str]:

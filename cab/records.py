@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ import pandas as pd
 
 from cab.record import COLUMNS, RETRIED, SCHEMA_VERSION, Record, Status
 from cab.record_lines import LineReader
+from tasks.whole_file import whole_file
 
 __all__ = ["COLUMNS", "RETRIED", "SCHEMA_VERSION", "Record", "RecordStore", "Status", "now"]
 
@@ -92,11 +92,8 @@ class RecordStore:
     def write_units(self, run_key: str, arrays: Mapping[str, np.ndarray]) -> Path:
         """Values per resampling unit of one run, in a compressed side file; whole or not at all."""
         path = self.folder / "units" / f"{run_key}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-        with partial.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **dict(arrays))
-        partial.replace(path)
+        with whole_file(path) as partial:
+            np.savez_compressed(partial, allow_pickle=False, **dict(arrays))
         return path
 
     def read_units(self, run_key: str) -> dict[str, np.ndarray]:

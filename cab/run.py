@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import time
 import traceback
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from cab.tracking import NoTracker, Tracker
 from cab.train import CorruptCheckpoint, Diverged, Learner, Progress, train
 from tasks.contract import Artifact, Recipe, Scores, Slots, Task
 from tasks.sources import DataUnavailable
+from tasks.whole_file import write_whole
 
 PARAMETER_BUDGET = 1.10  # CAB: an attention may add at most 10 % to the backbone's parameters
 
@@ -325,10 +325,7 @@ def write_task_card(task: Task, name: str, folder: Path) -> None:
     content = json.dumps(asdict(task.card) | {"name": name}, indent=1, sort_keys=True, default=str) + "\n"
     if path.exists() and path.read_text() == content:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(content)
-    partial.replace(path)
+    write_whole(path, content.encode())
 
 
 def _keep_traceback(cell: Cell) -> str:

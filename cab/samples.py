@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from tasks.contract import Artifact
+from tasks.whole_file import write_whole
 
 FOLDER = "samples"
 
@@ -23,10 +23,7 @@ def write_samples(folder: Path, run_key: str, artifacts: Sequence[Artifact]) -> 
     """Writes each artifact under its name, whole or not at all."""
     here = folder / FOLDER / run_key
     for artifact in artifacts:
-        here.mkdir(parents=True, exist_ok=True)
-        partial = here / f".{artifact.name}.{os.getpid()}"
-        partial.write_bytes(artifact.content)
-        partial.replace(here / artifact.name)
+        write_whole(here / artifact.name, artifact.content)
 
 
 def sample_paths(folder: Path) -> dict[str, list[str]]:

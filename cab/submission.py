@@ -22,6 +22,7 @@ from cab.report.certificates import verdict
 from cab.report.compare import Side, compare, pairs_of
 from cab.report.evidence import Evidence, is_ok, read_evidence
 from cab.report.trust import CONTENT, VERIFICATION, Trust, trust
+from tasks.whole_file import whole_file
 
 FORMAT = 1
 PACKED = ("records/*.jsonl", "units/*.npz", "manifests/*.json", "certificates/*.json", "cards/*.json", "plan.json")
@@ -65,12 +66,10 @@ def pack(folder: Path, name: str, out: Path) -> Path:
         "records": len(evidence.rows),
         "files": {member: hashlib.sha256(path.read_bytes()).hexdigest() for member, path in files.items()},
     }
-    partial = out.with_name(f".{out.name}.partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+    with whole_file(out) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
         _add(archive, CONTENT, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
         for member, path in files.items():
             _add(archive, member, path.read_bytes())
-    partial.replace(out)
     return out
 
 

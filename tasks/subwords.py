@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tasks.sources import cache_folder
+from tasks.whole_file import write_whole
 
 BYTES = 256
 _CACHE_VERSION = 2  # of what is trained; raised when the training changes
@@ -99,10 +98,5 @@ def _read_checked(path: Path) -> str | None:
 
 
 def _write_checked(path: Path, definition: str) -> None:
-    """Whole or not at all, by a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = definition.encode()
-    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
-    os.replace(partial, path)
+    write_whole(path, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -22,6 +21,7 @@ from tasks.contract import Split
 from tasks.options import original_folder
 from tasks.sources import cache_folder
 from tasks.subwords import Subwords
+from tasks.whole_file import whole_file
 
 END = 0  # of a document, among subwords
 SPECIALS = ("<eos>",)
@@ -169,14 +169,12 @@ def _tokens(text: Text, split: Split) -> Tokens:
 
 def _write(text: Text, split: Split, path: Path) -> None:
     """The stream beside its index; the index comes last, so that one that is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     separator = text.separator
     starts: list[int] = []
     ends: list[int] = []
     names: list[str] = []
     position = 0
-    partial = path.with_name(f".{path.stem}.{os.getpid()}")
-    with partial.open("wb") as file:
+    with whole_file(path.with_suffix(".bin")) as stream, stream.open("wb") as file:
         for document in text.corpus.documents(split):
             if starts and split == "train":
                 file.write(separator.tobytes())
@@ -187,19 +185,17 @@ def _write(text: Text, split: Split, path: Path) -> None:
             position += len(tokens)
             ends.append(position)
             names.append(document.name)
-    if not names:
-        raise ValueError(f"{text.corpus.source}: no document in the {split} split")
-    os.replace(partial, path.with_suffix(".bin"))
-    index = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    np.savez(
-        index,
-        kind=np.array(separator.dtype.str),
-        length=np.array(position),
-        starts=np.array(starts, dtype=np.int64),
-        ends=np.array(ends, dtype=np.int64),
-        names=np.array(names),
-    )
-    os.replace(index, path)
+        if not names:
+            raise ValueError(f"{text.corpus.source}: no document in the {split} split")
+    with whole_file(path) as index:
+        np.savez(
+            index,
+            kind=np.array(separator.dtype.str),
+            length=np.array(position),
+            starts=np.array(starts, dtype=np.int64),
+            ends=np.array(ends, dtype=np.int64),
+            names=np.array(names),
+        )
 
 
 def spread(count: int, wanted: int) -> list[int]:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = {"attention_zoo": ("cab", "tasks"), "tasks": ("cab",), "cab": ()}
 INFRASTRUCTURE = {
     "attention_zoo": {"contract", "errors", "registry", "primitives", "conformance"},
-    "tasks": {"contract", "layers", "sources"},
+    "tasks": {"contract", "layers", "sources", "whole_file"},
 }
 
 

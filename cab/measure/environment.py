@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tasks.whole_file import write_whole
+
 # What changes speed without being in any config.
 ENVIRONMENT_FLAGS = (
     "OMP_NUM_THREADS",
@@ -182,11 +184,8 @@ def write_manifest(folder: Path, device: str, config: Mapping[str, Any]) -> str:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     identity = f"{stamp}-{socket.gethostname()}-{os.getpid()}"
     path = folder / "manifests" / f"{identity}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"id": identity, "command": _command(sys.argv), **describe(device), "config": dict(config)}
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
-    partial.replace(path)
+    write_whole(path, (json.dumps(content, indent=1, sort_keys=True, default=str) + "\n").encode())
     return identity
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cab.measure.environment import describe, hardware_id
+from tasks.whole_file import write_whole
 
 
 def place_of(folder: Path) -> Path:
@@ -21,4 +22,4 @@ def keep(path: Path, command: str, content: Mapping[str, Any]) -> None:
     """Writes ``content`` as JSON, with the command that made it and the machine, but not the machine's name."""
     environment = {key: value for key, value in describe("cpu").items() if key != "host"}
     whole = {**content, "command": command, "environment": environment}
-    path.write_text(json.dumps(whole, indent=1, default=str) + "\n", encoding="utf-8")
+    write_whole(path, (json.dumps(whole, indent=1, default=str) + "\n").encode())

@@ -26,6 +26,7 @@ SEES_THE_FUTURE = Cell(
 _METHODS = {
     "student_t": "Student t",
     "bca_bootstrap": "BCa bootstrap",
+    "welch_satterthwaite": "mean of independent intervals (Welch)",
     "n too small": "no interval: fewer than 3 units",
 }
 

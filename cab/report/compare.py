@@ -6,7 +6,7 @@ all). The rule is cautious: it overlooks some changes that a test of paired runs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from cab.report.quality import Column as TaskColumn
 from cab.report.quality import Quality
 from cab.report.tables import BLANK, Cell, Column, Row, Table
 from cab.stats.intervals import Interval
+from tasks.whole_file import write_whole
 
 CHANGED = "≠"
 
@@ -210,7 +211,7 @@ def counterparts(first: Sequence[Path], second: Sequence[Path]) -> list[tuple[Pa
     return pairs
 
 
-def write_comparison(first: Path, second: Path, baseline: str, write: Callable[[Path, bytes], Path]) -> Path:
+def write_comparison(first: Path, second: Path, baseline: str) -> Path:
     """Writes ``comparison.md`` into the second folder."""
     sides = [Side.of(read_evidence(folder), baseline) for folder in (first, second)]
-    return write(second / "comparison.md", to_markdown(*sides).encode())
+    return write_whole(second / "comparison.md", to_markdown(*sides).encode())

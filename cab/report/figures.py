@@ -18,6 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.whole_file import write_whole
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
@@ -449,11 +451,8 @@ def write_figures(folder: Path, figures: Sequence[Figure], *, redraw: bool = Tru
         svg, png = folder / f"{figure.name}.svg", folder / f"{figure.name}.png"
         current = before.get(figure.name) == keys[figure.name] and svg.exists() and png.exists()
         if redraw and not current:
-            folder.mkdir(parents=True, exist_ok=True)
             for path, content in zip((svg, png), render(figure), strict=True):
-                partial = path.with_name(f".{path.name}.partial")
-                partial.write_bytes(content)
-                partial.replace(path)
+                write_whole(path, content)
         if svg.exists() and png.exists():
             drawn.append(Drawn(figure, svg, png, stale=not (current or redraw)))
     if redraw and keys != before:

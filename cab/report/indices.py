@@ -15,9 +15,9 @@ from cab.report.certificates import card
 from cab.report.evidence import read_evidence, sections
 from cab.report.patterns import PATTERNS, PatternText
 from cab.report.quality import Column as TaskColumn
-from cab.report.quality import Quality, mean_interval
+from cab.report.quality import Quality
 from cab.report.tables import BLANK, Cell, Column, Row, Table
-from cab.stats.intervals import Interval
+from cab.stats.intervals import Interval, mean_of_independent
 from cab.stats.robust_index import FIELDS, LATEST, Key, Reference, reference_set
 
 
@@ -36,7 +36,7 @@ def index_table(make: CellMaker, pattern: PatternText, size: str, anchor: str) -
             score = quality.score(pattern.name, column, name)
             found.append(None if score is None or reference is None else reference.standardise(score.interval))
         whole = [interval for interval in found if interval is not None]
-        mean = mean_interval(whole) if len(whole) == len(columns) else None
+        mean = mean_of_independent(whole) if len(whole) == len(columns) else None
         gap = Cell(f"{len(whole)}/{len(columns)}", kind="gap", note="tasks with an index; the mean needs all of them")
         cells = [BLANK if interval is None else _cell(interval) for interval in found]
         rows.append((mean.value if mean else None, Row(Cell(name, name), (_cell(mean) if mean else gap, *cells))))

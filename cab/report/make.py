@@ -21,6 +21,7 @@ from cab.report.exports import tables_of, to_csv, to_latex
 from cab.report.figures import write_figures
 from cab.report.markdown import to_markdown
 from cab.report.page import to_html
+from tasks.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ def make_report(folder: Path, *, figures: bool = True, fit: Fit | None = None) -
     shown = [figure for section in book.sections for part in section.patterns for figure in part.figures]
     drawn = write_figures(folder / "figures", shown, redraw=figures)
     paths = [
-        _write(folder / "leaderboard.md", to_markdown(book, drawn).encode()),
-        _write(folder / "index.html", to_html(book, drawn).encode()),
-        _write(folder / SUMMARY, ("\n".join(_top(book)) + "\n").encode()),
+        write_whole(folder / "leaderboard.md", to_markdown(book, drawn).encode()),
+        write_whole(folder / "index.html", to_html(book, drawn).encode()),
+        write_whole(folder / SUMMARY, ("\n".join(_top(book)) + "\n").encode()),
     ]
     if figures:
         paths += _export(folder, evidence)
@@ -99,27 +100,19 @@ def _export(folder: Path, evidence: Evidence) -> list[Path]:
     csv, parquet = io.BytesIO(), io.BytesIO()
     pa.csv.write_csv(table, csv, pa.csv.WriteOptions(quoting_style="needed"))
     pa.parquet.write_table(table, parquet)
-    return [_write(folder / "records.csv", csv.getvalue()), _write(folder / "records.parquet", parquet.getvalue())]
+    found = {"records.csv": csv, "records.parquet": parquet}
+    return [write_whole(folder / name, content.getvalue()) for name, content in found.items()]
 
 
 def _export_tables(folder: Path, book: Book) -> list[Path]:
     """Each table as CSV and as LaTeX; those of an earlier report go."""
-    folder.mkdir(exist_ok=True)
     written = []
     for table in tables_of(book):
-        written.append(_write(folder / f"{table.anchor}.csv", to_csv(table).encode()))
-        written.append(_write(folder / f"{table.anchor}.tex", to_latex(table).encode()))
+        written.append(write_whole(folder / f"{table.anchor}.csv", to_csv(table).encode()))
+        written.append(write_whole(folder / f"{table.anchor}.tex", to_latex(table).encode()))
     for stale in {*folder.glob("*.csv"), *folder.glob("*.tex")} - set(written):
         stale.unlink()
     return written
-
-
-def _write(path: Path, content: bytes) -> Path:
-    """Whole or not at all, so that a reader of the page never sees half of one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
-    return path
 
 
 def folders_with_records(results: Path) -> list[Path]:
@@ -154,7 +147,7 @@ def compare_results(config: schema.Report) -> list[Path]:
         if config.dry_run:
             print(f"would compare {first} with {second}")
             continue
-        written.append(write_comparison(first, second, BASELINE, _write))
+        written.append(write_comparison(first, second, BASELINE))
         print(written[-1])
     return written
 

@@ -6,8 +6,8 @@ The gain of a setting over the baseline b (``sdpa``) in a task, positive where t
     x - b        for scores, of which more is better,
 
 with an interval from differences paired by unit (or by seed, from three common seeds on). The mean gain of a pattern is
-the mean over its tasks; as their test sets are independent, its half-widths are root sums of squares over the number
-of tasks. Gains order a table; they are not a score to be quoted by itself.
+the mean over its tasks, with the interval of a mean of independent estimates, as their test sets are. Gains order a
+table; they are not a score to be quoted by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from cab.report.evidence import Evidence, Row, is_ok
 from cab.stats.comparisons import holm, p_value
-from cab.stats.intervals import SMALLEST_N, Interval, interval_over_units, paired_difference
+from cab.stats.intervals import SMALLEST_N, Interval, interval_over_units, mean_of_independent, paired_difference
 
 FLOOR = "floor:"
 
@@ -293,7 +293,7 @@ class Quality:
             gains = {column.task: gain for column in columns if (gain := self.gain(pattern, column, setting))}
             complete = len(gains) == len(columns) > 0
             found.append(
-                Standing(setting, gains, len(columns), mean_interval(list(gains.values())) if complete else None)
+                Standing(setting, gains, len(columns), mean_of_independent(list(gains.values())) if complete else None)
             )
         whole = sorted((s for s in found if s.mean), key=lambda s: (-s.mean.value if s.mean else 0.0, s.setting))
         partial = sorted((s for s in found if not s.mean), key=lambda s: (-len(s.gains), s.setting))
@@ -354,16 +354,6 @@ def _interval(values: bytes, weights: bytes | None, aggregate: Any) -> Interval:
 def _paired(a: bytes, b: bytes, weights: bytes | None) -> Interval:
     w = None if weights is None else np.frombuffer(weights)
     return paired_difference(np.frombuffer(a), np.frombuffer(b), w)
-
-
-def mean_interval(gains: Sequence[Interval]) -> Interval:
-    n = len(gains)
-    value = sum(gain.value for gain in gains) / n
-    if any(gain.low is None or gain.high is None for gain in gains):
-        return Interval(value, None, None, 0.95, "n too small", n)
-    below = math.sqrt(sum((gain.value - gain.low) ** 2 for gain in gains if gain.low is not None)) / n
-    above = math.sqrt(sum((gain.high - gain.value) ** 2 for gain in gains if gain.high is not None)) / n
-    return Interval(value, value - below, value + above, 0.95, "root sum of squares over tasks", n)
 
 
 def _ranked(standings: Sequence[Standing]) -> list[Standing]:

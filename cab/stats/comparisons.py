@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scipy import stats
+from scipy import special
 
 from cab.stats.intervals import Interval
 
@@ -21,8 +21,8 @@ from cab.stats.intervals import Interval
 def p_value(interval: Interval) -> float | None:
     """Two-sided p of "the value is zero", by the interval's own distribution: below 1 - level where it leaves out zero.
 
-    With h the distance from the value to the end of the interval that is nearer to zero, and z the quantile that made
-    it, the statistic is z |value| / h: Student's t where the interval is, else normal. None without an interval.
+    With h the distance from the value to the end of the interval that is nearer to zero, and t_nu the quantile that its
+    width is of, the statistic is t_nu |value| / h, of Student's t with nu degrees of freedom. None without an interval.
     """
     if interval.low is None or interval.high is None:
         return None
@@ -30,10 +30,8 @@ def p_value(interval: Interval) -> float | None:
     if towards_zero == 0.0:
         return 1.0 if interval.value == 0.0 else 0.0
     quantile = (1 + interval.level) / 2
-    if interval.method == "student_t":
-        degrees = interval.n - 1
-        return float(2 * stats.t.sf(stats.t.ppf(quantile, degrees) * abs(interval.value) / towards_zero, degrees))
-    return float(2 * stats.norm.sf(stats.norm.ppf(quantile) * abs(interval.value) / towards_zero))
+    statistic = special.stdtrit(interval.degrees, quantile) * abs(interval.value) / towards_zero
+    return float(2 * special.stdtr(interval.degrees, -statistic))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

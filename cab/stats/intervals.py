@@ -16,7 +16,7 @@ All are deterministic, and the interval of exp(g) is the exponential of the inte
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -37,7 +37,7 @@ _CHUNK = 2_000_000  # drawn indices held at a time
 class Interval:
     """An estimate over ``n`` units with a confidence interval; ``low`` and ``high`` are None where n is too small.
 
-    ``method`` is ``student_t``, ``bca_bootstrap`` or ``n too small``.
+    ``method`` is ``student_t``, ``bca_bootstrap``, ``welch_satterthwaite`` (a mean of intervals) or ``n too small``.
     """
 
     value: float
@@ -46,6 +46,12 @@ class Interval:
     level: float
     method: str
     n: int
+    effective_degrees: float | None = None
+
+    @property
+    def degrees(self) -> float:
+        """Degrees of freedom of Student's t that the interval's width is of: n - 1, but for a mean of intervals."""
+        return self.effective_degrees if self.effective_degrees is not None else max(1, self.n - 1)
 
     @property
     def half_width(self) -> float | None:
@@ -107,6 +113,36 @@ def ratio_interval(ratios: npt.ArrayLike, level: float = 0.95, seed: int = 0) ->
     if not (np.isfinite(r) & (r > 0)).all():
         raise ValueError(f"ratios have to be positive and finite, got {r.tolist()}")
     return interval_over_units(np.log(r), None, "exp_mean", level, seed)
+
+
+def mean_of_independent(intervals: Sequence[Interval]) -> Interval:
+    """The mean of estimates that have nothing to do with each other, such as gains in tasks with own test sets.
+
+    With h_i the half-widths, nu_i their degrees of freedom and s_i = h_i / t_(nu_i) the standard errors, the half-width
+    of the mean of T is t_nu sqrt(sum_i s_i^2) / T with
+
+        nu = (sum_i s_i^2)^2 / sum_i (s_i^4 / nu_i)
+
+    (B. L. Welch, "The Generalization of 'Student's' Problem when Several Different Population Variances are Involved",
+    Biometrika 34, 1947). The two sides are put together by themselves, with one nu. ``n`` is the number of estimates;
+    no interval where one of them has none.
+    """
+    if len({interval.level for interval in intervals}) != 1:
+        raise ValueError("a mean needs intervals of one level, and at least one")
+    count, level = len(intervals), intervals[0].level
+    value = sum(interval.value for interval in intervals) / count
+    sides = [(i.value - i.low, i.high - i.value) for i in intervals if i.low is not None and i.high is not None]
+    if len(sides) < count:
+        return Interval(value, None, None, level, "n too small", count)
+    degrees = np.array([interval.degrees for interval in intervals])
+    errors = np.array(sides) / special.stdtrit(degrees, (1 + level) / 2)[:, None]
+    squares = errors.mean(axis=1) ** 2
+    if not squares.sum():
+        return Interval(value, value, value, level, "welch_satterthwaite", count, float(degrees.sum()))
+    effective = float(squares.sum() ** 2 / (squares**2 / degrees).sum())
+    below, above = special.stdtrit(effective, (1 + level) / 2) * np.sqrt((errors**2).sum(axis=0)) / count
+    low, high = value - float(below), value + float(above)
+    return Interval(value, low, high, level, "welch_satterthwaite", count, effective)
 
 
 def _units(values: npt.ArrayLike, weights: npt.ArrayLike | None) -> tuple[Array, Array]:

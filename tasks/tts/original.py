@@ -12,10 +12,8 @@ part, LJ003 is the validation part. The features of all utterances are made once
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import sys
-import tempfile
 import wave
 import zipfile
 from collections.abc import Iterator
@@ -30,6 +28,7 @@ from tasks.sources import DataUnavailable, cache_folder
 from tasks.tts.data import Corpus, Utterance, tokens, utterance
 from tasks.tts.features import SAMPLE_RATE
 from tasks.tts.symbols import ARPABET
+from tasks.whole_file import write_whole
 
 SOURCE = "LJSpeech 1.1 (K. Ito and L. Johnson, 2017): 13,100 utterances of one speaker, 24 h"
 LICENCE = "public domain"
@@ -162,9 +161,5 @@ def load(root: Path) -> Corpus:
     cached = cache_folder() / "derived" / "LJSpeech" / f"{_fingerprint(root, names)[:32]}.npz"
     if not cached.is_file():
         corpus = Corpus.of(ARPABET, _utterances(root, names))
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(prefix=".partial-", dir=cached.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(corpus.to_bytes())
-        os.replace(partial, cached)
+        write_whole(cached, corpus.to_bytes())
     return Corpus.read(cached)
