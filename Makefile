@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help leaderboard test lint test-slow test-mutation test-browser test-search support benchmark-zoo benchmark-cab2023 benchmark-statistics benchmark-tasks benchmark-report benchmark-backbones clean
+.PHONY: help leaderboard test lint test-slow test-mutation test-browser test-search screenshots support benchmark-zoo benchmark-cab2023 benchmark-statistics benchmark-tasks benchmark-report benchmark-backbones clean
 
 help:
 	@echo "make leaderboard    the quick protocol: certificates, costs, tasks, page (20 minutes on 2 cores)"
@@ -16,6 +16,7 @@ help:
 	@echo "make benchmark-tasks  every task at size tiny with exact attention, beside its floors (10 minutes)"
 	@echo "make benchmark-report  seconds and memory of a report of half a million records"
 	@echo "make benchmark-backbones  parameters, FLOPs and memory of a step of every task's backbone at paper size"
+	@echo "make screenshots    the pictures in docs/ of a page, in headless Chromium"
 	@echo "make support        certificates of the whole zoo, and the generated tables in README.md and docs/"
 	@echo "make test-search    the property tests with cases that no run has drawn before"
 	@echo "make test-browser   the page in real headless Chromium"
@@ -48,6 +49,12 @@ test-browser: $(INSTALLED)
 
 test-search: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'hypothesis and not slow and not gpu' --hypothesis-profile=search
+
+# Of the kept page of the quick board; of another one with PAGE=FILE.
+PAGE ?= results/reference/quick/intel-xeon-2-cores/index.html
+screenshots: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(BIN)/python docs/screenshots.py $(PAGE) "$${CHROMIUM:-$$(command -v chromium)}"
 
 test-mutation: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow tests/mutation

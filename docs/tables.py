@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -125,6 +126,21 @@ def _task_table(evidence: Evidence, quality: Quality, pattern: PatternText, colu
     return [*lines, ""]
 
 
+def coverage() -> str:
+    """How many intervals of simulated values hold the truth, by quantity and number of units."""
+    with (ROOT / "results" / "reference" / "statistics" / "interval-coverage.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    units = sorted({int(row["units"]) for row in rows})
+    shares = {(row["quantity"], row["distribution"], int(row["units"])): float(row["holds"]) for row in rows}
+    lines = [f"| | values | {' | '.join(f'{n} units' for n in units)} |", f"|---|---|{'---:|' * len(units)}"]
+    for quantity, distribution in sorted({key[:2] for key in shares}):
+        found = [shares.get((quantity, distribution, n)) for n in units]
+        cells = ["" if share is None else f"{share:.1%}" for share in found]
+        lines.append(f"| {quantity} | {distribution} | {' | '.join(cells)} |")
+    repeats = sorted({int(row["repeats"]) for row in rows})
+    return "\n".join([*lines, "", f"Of {repeats[0]:,} intervals (a mean gain) to {repeats[-1]:,} (all others)."])
+
+
 class Block(NamedTuple):
     """A place between the two marks of ``name`` in a file, and what makes its text."""
 
@@ -146,6 +162,7 @@ BLOCKS = (
     Block("README.md", "the support matrix: `make support`", support_matrix),
     Block("README.md", "the costs: `make support`", costs),
     Block("docs/CAB-EFFICIENCY.md", "the comparison: `make support`", cab2023),
+    Block("docs/SCORES.md", "the coverage: `make benchmark-statistics`", coverage),
     *(
         Block(f"tasks/{folder}/README.md", "the figures: `make benchmark-tasks`", partial(task_figures, *tasks))
         for folder, tasks in TASKS.items()

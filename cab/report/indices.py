@@ -59,12 +59,14 @@ def _cell(interval: Interval) -> Cell:
 
 def _head(column: TaskColumn, reference: Reference | None) -> Column:
     if reference is None:
-        return Column(column.task, "no reference", "fewer than five settings, or no spread, in the reference set")
+        return Column(
+            column.task, "no reference", "fewer than five settings in the reference set, or they were not told apart"
+        )
     return Column(column.task, column.metric, f"against {reference.settings} settings of the reference set")
 
 
 def make_reference(folder: Path) -> list[dict[str, str]]:
-    """A reference set from the certified settings of a board, one row per size, pattern and task."""
+    """A reference set from the certified settings of a board, one row per size, pattern and task that tells them apart."""
     evidence = read_evidence(folder)
     rows = []
     for section in sections(evidence.rows):
@@ -82,7 +84,7 @@ def make_reference(folder: Path) -> list[dict[str, str]]:
                 values = [score.value for score in scores if score is not None]
                 logarithmic = not column.higher_is_better and all(value > 0 for value in values)
                 reference = Reference.of(values, higher_is_better=column.higher_is_better, logarithmic=logarithmic)
-                if reference is not None:
+                if reference is not None and reference.tells_apart([s.interval for s in scores if s is not None]):
                     scale = "log" if reference.logarithmic else "linear"
                     ends = (reference.sign, scale, reference.median, reference.spread, reference.settings)
                     line = (size, pattern.name, column.task, column.metric, *ends)

@@ -63,6 +63,12 @@ class Reference:
         spread = NORMAL * float(np.median(np.abs(t - median)))
         return cls(1 if higher_is_better else -1, logarithmic, median, spread, len(t)) if spread > 0 else None
 
+    def tells_apart(self, intervals: Sequence[Interval]) -> bool:
+        """Whether the settings lie further apart than half of their intervals reach; else z would be mostly noise."""
+        widths = [self.standardise(interval).half_width for interval in intervals]
+        known = [width for width in widths if width is not None]
+        return bool(known) and float(np.median(known)) < 1.0
+
     def standardise(self, interval: Interval) -> Interval:
         """z of a value, and of the ends of its interval."""
 

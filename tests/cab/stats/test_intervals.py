@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from cab.stats.intervals import Interval, interval_over_units, paired_difference, ratio_interval
+from cab.stats.comparisons import p_value
+from cab.stats.intervals import (
+    Interval,
+    interval_over_units,
+    mean_of_independent,
+    paired_difference,
+    ratio_interval,
+)
 
 FINITE = st.floats(-1e3, 1e3)
 
@@ -138,3 +145,34 @@ def test_coverage(n: int, weighted: bool) -> None:
         hits += interval_over_units(rng.gamma(4.0, size=n), weights).holds(4.0)
     # Binomial standard error 0.6 %; small skewed samples lose up to 3 % by theory (first-order Edgeworth term).
     assert 0.91 <= hits / 1500 <= 0.975
+
+
+@pytest.mark.parametrize("sizes", [(3, 5), (4, 12), (15, 15)])
+def test_the_mean_of_independent_intervals_is_welch_s(sizes: tuple[int, int]) -> None:
+    rng = np.random.default_rng(sizes[0])
+    x, y = rng.normal(2.0, 1.0, sizes[0]), rng.normal(1.0, 4.0, sizes[1])
+    mean = mean_of_independent([interval_over_units(x), interval_over_units(-y)])
+    theirs = stats.ttest_ind(x, y, equal_var=False)
+    low, high = theirs.confidence_interval(0.95)
+    # Half of the difference of the means; the same formula, rounding only.
+    assert (mean.low, mean.high) == pytest.approx((low / 2, high / 2), rel=1e-12)
+    assert mean.degrees == pytest.approx(theirs.df, rel=1e-12)
+    assert p_value(mean) == pytest.approx(theirs.pvalue, rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [5, 40])
+def test_the_mean_of_one_interval_is_that_interval(n: int) -> None:
+    one = interval_over_units(np.random.default_rng(4).gamma(1.0, size=n))
+    mean = mean_of_independent([one])
+    assert (mean.value, mean.low, mean.high, mean.degrees) == pytest.approx((one.value, one.low, one.high, n - 1))
+
+
+def test_a_mean_with_an_estimate_without_an_interval_has_none() -> None:
+    mean = mean_of_independent([interval_over_units([1.0, 2.0, 3.0]), interval_over_units([4.0])])
+    assert (mean.value, mean.low, mean.method) == (3.0, None, "n too small")
+
+
+def test_a_baseline_against_itself_is_zero_without_width() -> None:
+    mean = mean_of_independent([interval_over_units([0.0] * 4)] * 3)
+    assert (mean.low, mean.value, mean.high) == (0.0, 0.0, 0.0)
+    assert p_value(mean) == 1.0
