@@ -66,7 +66,7 @@ def _head(column: TaskColumn, reference: Reference | None) -> Column:
 
 
 def make_reference(folder: Path) -> list[dict[str, str]]:
-    """A reference set from the certified settings of a board, one row per size, pattern and task that tells them apart."""
+    """From the certified settings of a board a row per size, pattern and task that tells them apart."""
     evidence = read_evidence(folder)
     rows = []
     for section in sections(evidence.rows):

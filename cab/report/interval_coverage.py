@@ -63,9 +63,10 @@ class Coverage:
 
     @classmethod
     def of(cls, quantity: str, distribution: str, units: int, found: Sequence[Interval], truth: float) -> Coverage:
-        low = sum(interval.high is not None and bool(interval.high < truth) for interval in found) / len(found)
-        high = sum(interval.low is not None and bool(interval.low > truth) for interval in found) / len(found)
-        return cls(quantity, distribution, units, found[0].method, len(found), 1 - low - high, low, high)
+        low = sum(interval.high is not None and bool(interval.high < truth) for interval in found)
+        high = sum(interval.low is not None and bool(interval.low > truth) for interval in found)
+        shares = (count / len(found) for count in (len(found) - low - high, low, high))
+        return cls(quantity, distribution, units, found[0].method, len(found), *shares)
 
 
 def over_units(distribution: str, units: int, aggregate: Aggregate, repeats: int = REPEATS) -> Coverage:

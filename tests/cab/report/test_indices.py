@@ -43,6 +43,19 @@ def test_a_reference_is_the_median_of_the_board_in_logarithms(folder: Any) -> No
     assert float(lm["spread"]) == pytest.approx(1.4826 * np.median(np.abs(logs - np.median(logs))))
 
 
+def test_a_task_that_does_not_tell_settings_apart_is_left_out(folder: Any) -> None:
+    rng = np.random.default_rng(0)
+    folder.task("recall", [NS])
+    folder.task("lm", [NS])
+    for number, setting in enumerate(PERPLEXITIES):
+        folder.certificate(setting, {NS: "certified"})
+        noise = rng.normal(0.0, 1.0, 30)
+        # Half-widths are about 0.36: settings 1 apart are told apart, settings 0.01 apart are not.
+        folder.quality(setting, NS, "recall", number + noise)
+        folder.quality(setting, NS, "lm", 0.01 * number + noise)
+    assert [row["task"] for row in make_reference(folder.path)] == ["recall"]
+
+
 def test_a_version_is_written_once(folder: Any) -> None:
     board(folder)
     main(folder.path, 7)
