@@ -6,12 +6,13 @@ Imports nothing heavy before a verb runs, so that help and a wrong verb answer a
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cab.errors import UserError, unknown
+from cab.errors import UNWRITABLE, UserError, unknown
 from cab.help import VERBS, overview, page
 
 EXIT_FAILED = 1
@@ -87,18 +88,30 @@ def parse(argv: Sequence[str]) -> Arguments:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns the exit status: 0, 1 (something failed), 2 (the user's mistake), 130 (Ctrl-C)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to say Ctrl-C
     try:
         return _main(words)
     except UserError as error:
         print(f"cab: {error}", file=sys.stderr)
         return EXIT_USAGE
-    except KeyboardInterrupt:
-        print("\ncab: interrupted; give the same command again and it goes on where it was", file=sys.stderr)
-        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe (head, say) has gone; point stdout away so that Python's own flush stays quiet too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"cab: cannot write{where}: {error.strerror}; all that was recorded stands; make room and give the same "
+            "command again, and it goes on where it was",
+            file=sys.stderr,
+        )
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("\ncab: interrupted; give the same command again and it goes on where it was", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def _main(words: list[str]) -> int:

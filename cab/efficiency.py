@@ -30,7 +30,9 @@ import torch
 
 from attention_zoo.contract import Pattern, Unsupported
 from attention_zoo.errors import UnknownName
+from cab.claims import claimed
 from cab.device import resolve_device, resolve_dtype
+from cab.device_lock import device_held
 from cab.errors import blame_user
 from cab.measure.children import count_work, memory_and_work, time_pair
 from cab.measure.environment import hardware_id, write_manifest
@@ -131,16 +133,24 @@ def efficiency(
         what = "efficiency"
         while True:
             for key, job in _with_progress(what, todo):
-                manifest = manifest or write_manifest(store.folder, grid.device, dataclasses.asdict(config))
-                started_at = now()
-                ending = child.run(job)
-                if ending.times is not None:
-                    store.write_units(key, _raw(ending.times))
-                    ratios[key] = ending.times.ratio
-                columns = {**grid.columns(job), "run_key": key, "started_at": started_at, "manifest": manifest}
-                store.append(*(_record(value, columns, ending.duration_s) for value in ending.values))
-                ended[ending.status] += 1
                 tried.add(key)
+                manifest = manifest or write_manifest(store.folder, grid.device, dataclasses.asdict(config))
+                with claimed(store.folder, key), device_held(grid.device, alone=job.kind != "blank"):
+                    if others := [row for row in store.of_run(key) if row["status"] not in RETRIED]:
+                        # Another process on the same folder was faster.
+                        for row in others:
+                            if row["metric"] == "ratio" and row["value"]:
+                                ratios[key] = float(row["value"])
+                        skipped += 1
+                        continue
+                    started_at = now()
+                    ending = child.run(job)
+                    if ending.times is not None:
+                        store.write_units(key, _raw(ending.times))
+                        ratios[key] = ending.times.ratio
+                    columns = {**grid.columns(job), "run_key": key, "started_at": started_at, "manifest": manifest}
+                    store.append(*(_record(value, columns, ending.duration_s) for value in ending.values))
+                    ended[ending.status] += 1
                 if on_cell is not None:
                     on_cell()
             what, further = grid.further(ratios)

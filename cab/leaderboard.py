@@ -32,6 +32,7 @@ from cab.report.make import SUMMARY, make_report
 from cab.sweep import Refusal
 from cab.task_settings import make_task, task_card
 from tasks.contract import TaskCard
+from tasks.whole_file import write_whole
 
 # Keys of a run that the protocol owns beside those it lists itself.
 OWNED = ("lengths", "seeds", "baseline", "baselines", "protocol", "measure", "trainer")
@@ -210,8 +211,7 @@ class Leaderboard:
                     for name in self.tasks
                     if pattern in self._scored(name)
                 ]
-        path = self.store.folder / "plan.json"
-        path.write_text(json.dumps(plan, indent=0) + "\n")
+        write_whole(self.store.folder / "plan.json", (json.dumps(plan, indent=0) + "\n").encode())
 
     def _fingerprint(self) -> list[tuple[str, int]]:
         """Names and sizes of the files that a report reads."""

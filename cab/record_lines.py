@@ -1,14 +1,17 @@
-"""One line of a record file: a JSON object whose columns hold what :class:`~cab.record.Record` says they hold."""
+"""Reads record files: JSON objects, one to a line, whose columns hold what :class:`~cab.record.Record` says."""
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
 
 from cab.record import SCHEMA_VERSION, Record, Status
+
+END = b"\n"  # an empty line, which ends what was appended at once
 
 _REQUIRED = ("run_key", "metric", "status")
 _STATUSES = frozenset(map(str, Status))
@@ -33,6 +36,25 @@ class LineReader:
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
         self._right: set[tuple[object, ...]] = set()
+
+    def rows(self, path: Path, problems: list[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows of a file with their line numbers; what cannot be read goes to ``problems``."""
+        lines = path.read_bytes().splitlines()
+        whole = len(lines)
+        if lines and not lines[0]:
+            whole = len(lines) - next(place for place, line in enumerate(reversed(lines)) if not line)
+        for number, line in enumerate(lines, start=1):
+            if not line:
+                continue
+            try:
+                if number > whole:
+                    raise ValueError("no empty line after it: its process was cut while it wrote, so it does not count")
+                row = self.row(line)
+            except ValueError as error:
+                if problems is not None:
+                    problems.append(f"{path}:{number}: {error}")
+                continue
+            yield number, row
 
     def row(self, line: bytes) -> dict[str, Any]:
         """The row; ``ValueError`` says what is wrong with the line. Columns that no ``Record`` has are kept."""

@@ -5,8 +5,10 @@
                                     manifests/<id>.json                    what produced the rows of one process
                                     certificates/<setting>.json            conformance, see attention_zoo.conformance
 
-Each process writes its own file, so no lock and no server; a line is one ``write`` of whole bytes, so a killed
-process leaves at most one torn line, at the end, which the reader reports and skips.
+Each process writes its own file, so no lock and no server. A file begins with an empty line, and each append ends with
+one: rows after the last empty line are of an append that was cut by a kill or a lost machine. They are reported and do
+not count, so that a run is there with all of its rows or not at all. (Files without a first empty line are of before
+this was so, and count as they are.)
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from cab.record import COLUMNS, RETRIED, SCHEMA_VERSION, Record, Status
-from cab.record_lines import LineReader
+from cab.record_lines import END, LineReader
 from tasks.whole_file import whole_file
 
 __all__ = ["COLUMNS", "RETRIED", "SCHEMA_VERSION", "Record", "RecordStore", "Status", "now"]
@@ -48,14 +50,25 @@ class RecordStore:
         return self.folder / "records"
 
     def append(self, *records: Record) -> None:
-        """Appends rows to this process's file and makes them durable before it returns."""
+        """Appends rows to this process's file, all or none, and makes them durable before it returns.
+
+        Raises:
+            OSError: the disk is full, say; the file is as it was before.
+        """
         path = self._own_path()
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps(asdict(record), allow_nan=False) + "\n" for record in records)
+        lines = b"".join(json.dumps(asdict(record), allow_nan=False).encode() + b"\n" for record in records)
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, lines.encode())
-            os.fsync(descriptor)
+            before = os.fstat(descriptor).st_size
+            content = memoryview((b"" if before else END) + lines + END)
+            try:
+                while content:
+                    content = content[os.write(descriptor, content) :]
+                os.fsync(descriptor)
+            except BaseException:
+                os.ftruncate(descriptor, before)
+                raise
         finally:
             os.close(descriptor)
 
@@ -70,15 +83,27 @@ class RecordStore:
     def lines(self, problems: list[str] | None = None) -> Iterator[dict[str, Any]]:
         """All rows, file by file in name order. What cannot be read goes to ``problems`` as ``file:line: why``."""
         reader = LineReader()
-        for path in sorted(self.records_folder.glob("*.jsonl")):
-            for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-                try:
-                    row = reader.row(line)
-                except ValueError as error:
-                    if problems is not None:
-                        problems.append(f"{path}:{number}: {error}")
-                    continue
+        for path in self.files():
+            for _, row in reader.rows(path, problems):
                 yield row
+
+    def files(self) -> list[Path]:
+        """The record files, in name order."""
+        return sorted(self.records_folder.glob("*.jsonl"))
+
+    def of_run(self, run_key: str) -> list[dict[str, Any]]:
+        """The rows of one run, read from the files that name it only."""
+        reader, needle = LineReader(), run_key.encode()
+        named = (path for path in self.files() if needle in path.read_bytes())
+        return [row for path in named for _, row in reader.rows(path) if row["run_key"] == run_key]
+
+    def of_runs(self, run_keys: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+        """The rows of some runs, all read in one pass; without those that have none."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in self.lines():
+            if row["run_key"] in run_keys:
+                found.setdefault(row["run_key"], []).append(row)
+        return found
 
     def frame(self, problems: list[str] | None = None) -> pd.DataFrame:
         """All rows with the columns of :class:`Record`, exact duplicates once."""

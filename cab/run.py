@@ -11,7 +11,7 @@ import itertools
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ import torch
 from attention_zoo.contract import LengthExceeded, Unsupported
 from cab import device as devices
 from cab.cells import Cell
-from cab.errors import UserError, one_line, unknown
+from cab.claims import claimed
+from cab.device_lock import device_held
+from cab.errors import UNWRITABLE, UserError, one_line, unknown
 from cab.measure.environment import write_manifest
 from cab.measure.memory import peak_extra_bytes
-from cab.records import Record, Status, now
+from cab.records import RETRIED, Record, Status, now
 from cab.samples import check_names, write_samples
 from cab.slots import fill
 from cab.tracking import NoTracker, Tracker
@@ -53,6 +55,8 @@ def execute(
 ) -> Status:
     """Trains and evaluates a cell and records every value; a failure is recorded with its reason.
 
+    Only one process does so at a time; what another one has done meanwhile is not done again.
+
     Args:
         cell: what to run.
         tracker: mirrors the curve and the values.
@@ -62,7 +66,20 @@ def execute(
     Raises:
         KeyboardInterrupt: after a signal, with the checkpoint written.
         UserError, DataUnavailable: nothing was computed, and the user can mend it.
+        OSError: the disk is full, say, so that nothing can be recorded; the checkpoint stays.
     """
+    with contextlib.ExitStack() as held:
+        held.enter_context(
+            claimed(cell.store.folder, cell.key, lambda: say(f"{cell.key} is being run by another process; waiting"))
+        )
+        held.enter_context(
+            device_held(cell.device, alone=False, on_wait=lambda: say("another process times on this device; waiting"))
+        )
+        others = [row for row in cell.store.of_run(cell.key) if row["status"] not in RETRIED]
+        return Status(others[-1]["status"]) if others else _execute(cell, tracker or NoTracker(), on_log, say)
+
+
+def _execute(cell: Cell, tracker: Tracker, on_log: OnLog, say: Callable[[str], None]) -> Status:
     store, started, begin = cell.store, now(), time.perf_counter()
     manifest = write_manifest(store.folder, cell.device, cell.resolved())
 
@@ -81,7 +98,7 @@ def execute(
         return failure(Status.UNSUPPORTED, cell.unsupported)
     _prepare(cell)
     try:
-        rows, arrays, artifacts = _measure(cell, tracker or NoTracker(), on_log, say)
+        rows, arrays, artifacts = _measure(cell, tracker, on_log, say)
         record_floors(cell, manifest)
     except Unsupported as error:
         return failure(Status.UNSUPPORTED, error.reason)
@@ -95,7 +112,9 @@ def execute(
         raise
     except LengthExceeded as error:
         raise UserError(f"{cell.task_name} with {cell.setting.name}: {one_line(error)}") from error
-    except Exception as error:  # noqa: BLE001 - a failed cell of a sweep is a recorded result, and the sweep goes on
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            raise  # nothing can be recorded, of this cell or the next
         return failure(Status.ERROR, f"{type(error).__name__}: {one_line(error)} ({_keep_traceback(cell)})")
     store.write_units(cell.key, arrays)
     store.append(*(Record(**{**shared(), **row}, status=Status.OK) for row in rows))
@@ -292,8 +311,13 @@ def record_floors(cell: Cell, manifest: str | None) -> None:
     store = cell.store
     write_task_card(cell.task, cell.task_name, store.folder)
     keys = {name: f"{cell.floor_key}-{name.replace(' ', '_')}" for name in cell.task.card.floors}
-    if store.complete() >= set(keys.values()):
-        return
+    with claimed(store.folder, cell.floor_key):
+        if not store.complete() >= set(keys.values()):
+            _record_floors(cell, keys, manifest)
+
+
+def _record_floors(cell: Cell, keys: Mapping[str, str], manifest: str | None) -> None:
+    store = cell.store
     for name, scores in cell.task.floors("test").items():
         key = keys[name]
         store.write_units(key, unit_arrays(scores))

@@ -7,13 +7,14 @@ It is a Hydra :class:`~hydra.plugins.sweeper.Sweeper`, so every Hydra launcher w
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -26,23 +27,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from cab.cells import Cell, resolve
 from cab.compose import Composer
 from cab.errors import UserError, one_line, unknown
+from cab.estimate import Estimator
+from cab.launching import Launching, PlannedCell, duration
 from cab.protocol import require_writable
 from cab.records import Status
+from cab.report.numbers import size
 from cab.run import execute, record_failure
 from tasks.sources import DataUnavailable
-
-
-@dataclass(frozen=True)
-class PlannedCell:
-    """A cell and the overrides that compose it."""
-
-    overrides: list[str]
-    cell: Cell
-
-    def describe(self) -> str:
-        cell = self.cell
-        return f"{cell.task_setting} {cell.pattern} {cell.setting.name} seed {cell.config.seed}"
-
 
 Refusal = tuple[Status, str]
 # Keys of a run that set a value, or a node, of their own and nothing else.
@@ -51,11 +42,15 @@ PLAIN = ("pattern=", "seed=", "attention=")
 
 @dataclass
 class SweepSummary:
-    """How many cells were asked for, were complete before, and how the others ended."""
+    """How many cells were asked for, were complete before, and how the others ended.
+
+    ``failures`` says, for those that ran and gave no value, why, and with which command to look at or repeat each.
+    """
 
     planned: int = 0
     complete: int = 0
     ended: dict[str, int] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
 
     def count(self, status: str) -> None:
         self.ended[status] = self.ended.get(status, 0) + 1
@@ -63,7 +58,7 @@ class SweepSummary:
     def __str__(self) -> str:
         parts = [f"{count} {status.replace('_', ' ')}" for status, count in sorted(self.ended.items())]
         new = ", ".join(parts) if parts else "nothing new"
-        return f"{self.planned} runs: {self.complete} were complete; {new}"
+        return "\n".join([f"{self.planned} runs: {self.complete} were complete; {new}", *self.failures])
 
 
 def launched(config: DictConfig) -> str:
@@ -151,7 +146,7 @@ class PlanningSweeper(Sweeper):
 
     def sweep_grids(self, grids: Sequence[Sequence[str]]) -> SweepSummary:
         """Runs what is missing of the union of the grids."""
-        planned = self.plan(grids)
+        planned = self.plan([[*grid, *self._threads()] for grid in grids])
         done: dict[str, set[str]] = {}
         missing: list[PlannedCell] = []
         for item in planned:
@@ -165,11 +160,35 @@ class PlanningSweeper(Sweeper):
         self.summary = SweepSummary(planned=len(planned), complete=len(planned) - len(missing))
         self.say(f"{len(planned)} runs planned, {self.summary.complete} complete, {len(missing)} to run")
         if self.dry_run:
-            for item in missing:
-                self.say(f"  {item.describe()}")
+            self._tell_plan(missing)
             return self.summary
         self._run(missing)
         return self.summary
+
+    def _threads(self) -> list[str]:
+        """The threads of each worker, where neither the user nor the launcher says it: the cores, shared out."""
+        workers = OmegaConf.select(self.master, "hydra.launcher.n_jobs")
+        if self.master.threads is not None or workers is None:
+            return []
+        cores = len(os.sched_getaffinity(0))
+        return [f"threads={max(1, cores // (workers if workers > 0 else max(1, cores + 1 + workers)))}"]
+
+    def _tell_plan(self, missing: Sequence[PlannedCell]) -> None:
+        """What would run, and about what each takes by the records of like runs."""
+        estimators: dict[Path, Estimator] = {}
+        seconds: list[float] = []
+        for item in missing:
+            store = item.cell.store
+            if store.folder not in estimators:
+                estimators[store.folder] = Estimator(store.lines())
+            found = estimators[store.folder].of(item.cell)
+            parts = [f"about {duration(found.seconds)}"] if found.seconds is not None else []
+            parts += [f"{size(found.bytes)} a step"] if found.bytes is not None else []
+            self.say(f"  {item.describe()}" + (f" ({', '.join(parts)})" if parts else ""))
+            seconds += [found.seconds] if found.seconds is not None else []
+        if seconds:
+            unknown_ones = f"; {len(missing) - len(seconds)} have no like run" if len(seconds) < len(missing) else ""
+            self.say(f"about {duration(sum(seconds))} one after the other, by the records of like runs{unknown_ones}")
 
     def _recorded_gap(self, cell: Cell) -> bool:
         """Records a cell that needs no run to be known as a gap: unsupported, or refused."""
@@ -183,28 +202,27 @@ class PlanningSweeper(Sweeper):
 
     def _run(self, missing: list[PlannedCell]) -> None:
         missing = [item for item in missing if not self._recorded_gap(item.cell)]
-        serial = isinstance(self.launcher, BasicLauncher)
-        size = 1 if serial else max(1, len(missing))
-        begin = time.monotonic()
-        for start in range(0, len(missing), size):
-            batch = missing[start : start + size]
-            for item in batch:
-                # Here, so that workers do not all fetch; what is missing or damaged fails in its own cell.
-                with contextlib.suppress(ValueError):
-                    item.cell.task.prepare()
-            tick = time.monotonic()
-            returns = self.launcher.launch([item.overrides for item in batch], initial_job_idx=start)
-            statuses = [str(returned.return_value) for returned in returns]
-            for status in statuses:
-                self.summary.count(status)
-            finished = start + len(batch)
-            left = (time.monotonic() - begin) / finished * (len(missing) - finished)
-            took = time.monotonic() - tick
-            what = batch[0].describe() if serial else f"{len(batch)} runs"
-            note = "" if not serial or statuses[0] == Status.OK else f": {statuses[0].replace('_', ' ')}"
-            self.say(f"[{finished}/{len(missing)}] {what}{note} ({took:.1f} s; about {_duration(left)} left)")
+        for task in {item.cell.task_setting: item.cell.task for item in missing}.values():
+            # Here, so that workers do not all fetch; what is missing or damaged fails in its own cell.
+            with contextlib.suppress(ValueError):
+                task.prepare()
+        statuses = Launching(self.launcher, self.say, self.on_cell).run(missing)
+        for status in statuses:
+            self.summary.count(status)
+        self.summary.failures = _failures(missing, statuses)
+        if missing:
             self.on_cell()
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+def _failures(ran: Sequence[PlannedCell], statuses: Sequence[Status]) -> list[str]:
+    """Two lines for each run without a value: why, and its command."""
+    failed = [(item, status) for item, status in zip(ran, statuses, strict=True) if status is not Status.OK]
+    reasons: dict[str, str] = {}
+    for store in {item.cell.store.folder: item.cell.store for item, _ in failed}.values():
+        for key, rows in store.of_runs({item.cell.key for item, _ in failed}).items():
+            reasons[key] = str(rows[-1].get("reason"))
+    lines = []
+    for item, status in failed:
+        lines.append(f"  {str(status).replace('_', ' ')}: {item.describe()}: {reasons.get(item.cell.key, '')}")
+        lines.append(f"    {shlex.join(['cab', 'run', *item.overrides])}")
+    return lines

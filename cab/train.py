@@ -109,15 +109,22 @@ class Learner:
 
 
 class Interruption:
-    """Turns SIGINT and SIGTERM into a flag, so that a step is never cut in half; a second signal is immediate."""
+    """Turns SIGINT and SIGTERM into a flag, so that a step is never cut in half; a second one is immediate.
+
+    What comes within a second of the first is the same wish: a terminal, a scheduler and a parent may all pass it on.
+    """
+
+    SAME_WISH_S = 1.0
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._at = 0.0
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self._at = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._at > self.SAME_WISH_S:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
 
     @contextmanager
     def watching(self) -> Iterator[Interruption]:

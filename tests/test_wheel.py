@@ -56,7 +56,7 @@ def test_a_run_of_twenty_steps_records_into_the_working_folder(installed: Path, 
     call(installed / "cab", "run", "task=recall", "attention=linear", "trainer.max_steps=20", cwd=tmp_path)
     files = list(tmp_path.glob("results/adhoc/*/records/*.jsonl"))
     assert len(files) == 1
-    rows = [json.loads(line) for line in files[0].read_text().splitlines()]
+    rows = [json.loads(line) for line in files[0].read_text().splitlines() if line]
     measured = {row["metric"]: row["value"] for row in rows if row["setting"] == "linear"}
     assert {"accuracy", "steps_per_s", "tokens_per_s", "peak_extra_bytes", "parameters"} <= set(measured)
     assert 0 <= measured["accuracy"] <= 1

@@ -31,6 +31,9 @@ _METHODS = {
 }
 
 
+MOST_KEYS = 8  # run keys that a cell names; records.csv has all
+
+
 class CellMaker:
     """Makes the cells of one section."""
 
@@ -201,9 +204,10 @@ class CellMaker:
             distinct.setdefault(tuple(map(row.get, _SAID_IN_COMMANDS)), row)
         commands = dict.fromkeys(command for row in distinct.values() if (command := repeat(row)) is not None)
         made = dict.fromkeys(text for row in rows if (text := made_by(self.evidence, row.get("manifest"))))
+        more = len(keys) - MOST_KEYS
         samples = [path for key in keys for path in self.evidence.samples.get(key, ())]
         found = [
-            ("records", ", ".join(keys)),
+            ("records", ", ".join(list(keys)[:MOST_KEYS]) + (f" and {more} more" if more > 0 else "")),
             *(("sample", path) for path in samples),
             *(("repeat", command) for command in commands),
         ]

@@ -110,15 +110,11 @@ def _duplicates(store: RecordStore) -> list[str]:
     first: dict[tuple[Any, ...], str] = {}
     repeats = []
     reader = LineReader()
-    for path in sorted(store.records_folder.glob("*.jsonl")):
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-            try:
-                content = _content(reader.row(line))
-            except ValueError:
-                continue  # reported by RecordStore.lines
-            place = f"{path}:{number}"
+    for path in store.files():
+        for number, row in reader.rows(path):
+            content = _content(row)
             if content in first:
-                repeats.append(f"{place}: repeats {first[content]}; counted once")
+                repeats.append(f"{path}:{number}: repeats {first[content]}; counted once")
             else:
                 first[content] = f"{path.name}:{number}"
     return repeats

@@ -20,7 +20,8 @@ def books(tmp_path: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for path in folder.glob("*/*/records/*.jsonl") for line in path.read_text().splitlines()]
+    lines = [line for path in folder.glob("*/*/records/*.jsonl") for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in lines if line]
 
 
 def command(books: Path) -> list[str]:

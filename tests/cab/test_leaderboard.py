@@ -36,7 +36,8 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for p in sorted(folder.glob("records/*.jsonl")) for line in p.read_text().splitlines()]
+    lines = [line for path in sorted(folder.glob("records/*.jsonl")) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in lines if line]
 
 
 def test_overridden_lengths_do_not_belong_to_the_protocol(board: Path) -> None:

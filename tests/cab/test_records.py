@@ -46,14 +46,15 @@ def test_a_line_with_lists_for_values_is_reported(tmp_path: Path) -> None:
 
 def test_a_torn_line_is_reported_with_file_and_line_and_hides_no_other(tmp_path: Path) -> None:
     store = RecordStore(tmp_path)
-    store.append(record("a"), record("b"))
+    store.append(record("a"))
+    store.append(record("b"))
     path = next(store.records_folder.glob("*.jsonl"))
     path.write_bytes(path.read_bytes()[:-20])
     other = RecordStore(tmp_path)
     (store.records_folder / "z.jsonl").write_text(json.dumps(asdict(record("c"))) + "\n[1]\n")
     problems: list[str] = []
     assert list(other.frame(problems).run_key) == ["a", "c"]
-    assert [problem.split(": ")[0] for problem in problems] == [f"{path}:2", f"{store.records_folder / 'z.jsonl'}:2"]
+    assert [problem.split(": ")[0] for problem in problems] == [f"{path}:4", f"{store.records_folder / 'z.jsonl'}:2"]
 
 
 def test_the_same_row_twice_counts_once(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ SHORT = ["trainer.max_steps=5", "threads=1"]
 def rows(folder: Path) -> list[dict]:
     """All whole lines; the last of a file may be in the making while its sweep runs."""
     files = sorted(folder.glob("results/*/*/records/*.jsonl"))
-    return [json.loads(line) for path in files for line in path.read_text().rpartition("\n")[0].splitlines()]
+    return [json.loads(line) for path in files for line in path.read_text().rpartition("\n")[0].splitlines() if line]
 
 
 def ended(folder: Path) -> Counter:
@@ -144,7 +144,8 @@ def test_the_joblib_launcher_gives_the_same_values(outside: Path, in_tmp: Path) 
 
     def values(name: str) -> dict:
         lines = [line for path in in_tmp.glob(f"{name}/*/*/records/*.jsonl") for line in path.read_text().splitlines()]
-        kept = [row for row in map(json.loads, lines) if row["metric"] == "accuracy" and row["seed"] is not None]
+        found = [json.loads(line) for line in lines if line]
+        kept = [row for row in found if row["metric"] == "accuracy" and row["seed"] is not None]
         return {(row["setting"], row["pattern"], row["seed"]): row["value"] for row in kept}
 
     assert len(values("serial")) == 8

@@ -36,7 +36,7 @@ def twice(filled: Any, tmp_path: Path) -> tuple[Path, Path]:
 
 def rewrite(path: Path, change: Any) -> None:
     for file in (path / "records").glob("*.jsonl"):
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows = [json.loads(line) for line in file.read_text().split("\n") if line]
         file.write_text("".join(json.dumps(change(row)) + "\n" for row in rows))
 
 

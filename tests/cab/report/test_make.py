@@ -52,7 +52,7 @@ def small(folder: Any) -> Any:
 def test_torn_and_repeated_lines_are_named_and_not_counted(folder: Any) -> None:
     small(folder)
     path = next(folder.store.records_folder.glob("*.jsonl"))
-    line = path.read_text().splitlines()[0]
+    line = path.read_text().strip().splitlines()[0]
     path.write_text(f'{line}\n{line}\n["not", "a", "row"]\n{line[:50]}')
     made = make_report(folder.path)
     assert [problem.split(": ")[0] for problem in made.problems] == [
