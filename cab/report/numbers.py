@@ -17,7 +17,7 @@ def with_interval(value: float, half_width: float | None) -> str:
         return f"{plain(value)} ± 0"
     places = max(0, min(6, 1 - math.floor(math.log10(half_width))))
     if abs(value) >= 1e5 or half_width < 1e-6:
-        return f"{plain(value)} ± {half_width:.1e}"
+        return f"{plain(value)} ± {_minus(f'{half_width:.1e}')}"
     return _minus(f"{value:,.{places}f} ± {half_width:,.{places}f}")
 
 
@@ -78,4 +78,4 @@ def length(length_q: int | None, length_kv: int | None) -> str:
 
 
 def _minus(text: str) -> str:
-    return text.replace("-", MINUS) if "e" not in text else text
+    return text.replace("-", MINUS)
