@@ -24,6 +24,13 @@ from tasks.sources import cache_folder
 EXTRAS = (
     ("tensorboard", "tracker=tensorboard", "pip install 'cab-attention[tensorboard]'"),
     ("hydra_plugins.hydra_joblib_launcher", "hydra/launcher=joblib", "pip install 'cab-attention[joblib]'"),
+    (
+        "hydra_plugins.hydra_submitit_launcher",
+        "hydra/launcher=submitit_local, submitit_slurm",
+        "pip install 'cab-attention[submitit]'",
+    ),
+    ("ray", "hydra/launcher=ray", "pip install 'cab-attention[ray]'"),
+    ("optuna", "cab tune", "pip install 'cab-attention[tune]'"),
 )
 REQUIRED = ("torch", "hydra-core", "omegaconf", "numpy", "pandas", "matplotlib", "wandb")
 

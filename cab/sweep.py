@@ -99,9 +99,7 @@ class PlanningSweeper(Sweeper):
         self.loader = hydra_context.config_loader
         self.master = config
         with self.composer.one_line_errors("run"):
-            self.launcher: Launcher = Plugins.instance().instantiate_launcher(
-                hydra_context=hydra_context, task_function=task_function, config=config
-            )
+            self.launcher: Launcher = _launcher(hydra_context, task_function, config)
 
     def plan(self, grids: Sequence[Sequence[str]]) -> list[PlannedCell]:
         """The cells of all grids, in order, each once; a mistake in any of them is a ``UserError`` before any runs."""
@@ -167,11 +165,11 @@ class PlanningSweeper(Sweeper):
 
     def _threads(self) -> list[str]:
         """The threads of each worker, where neither the user nor the launcher says it: the cores, shared out."""
-        workers = OmegaConf.select(self.master, "hydra.launcher.n_jobs")
-        if self.master.threads is not None or workers is None:
-            return []
-        cores = len(os.sched_getaffinity(0))
-        return [f"threads={max(1, cores // (workers if workers > 0 else max(1, cores + 1 + workers)))}"]
+        launcher, cores = self.master.hydra.launcher, len(os.sched_getaffinity(0))
+        reserved = launcher.get("cpus_per_run") or launcher.get("cpus_per_task")
+        if (workers := launcher.get("n_jobs")) is not None:
+            reserved = cores // (workers if workers > 0 else max(1, cores + 1 + workers))
+        return [] if self.master.threads is not None or reserved is None else [f"threads={max(1, int(reserved))}"]
 
     def _tell_plan(self, missing: Sequence[PlannedCell]) -> None:
         """What would run, and about what each takes by the records of like runs."""
@@ -212,6 +210,17 @@ class PlanningSweeper(Sweeper):
         self.summary.failures = _failures(missing, statuses)
         if missing:
             self.on_cell()
+
+
+def _launcher(context: HydraContext, task_function: TaskFunction, config: DictConfig) -> Launcher:
+    """The configured launcher. Hydra makes those that come as its plug-ins; ours are no plug-ins."""
+    if not str(config.hydra.launcher._target_).startswith("cab."):
+        return Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=task_function, config=config
+        )
+    launcher: Launcher = instantiate(config.hydra.launcher)
+    launcher.setup(hydra_context=context, task_function=task_function, config=config)
+    return launcher
 
 
 def _failures(ran: Sequence[PlannedCell], statuses: Sequence[Status]) -> list[str]:
