@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help leaderboard test lint test-slow test-mutation test-browser test-search screenshots support benchmark-zoo benchmark-cab2023 benchmark-statistics benchmark-tasks benchmark-report benchmark-backbones clean
+.PHONY: help leaderboard test lint test-slow test-mutation test-browser test-cluster test-search screenshots support benchmark-zoo benchmark-cab2023 benchmark-statistics benchmark-tasks benchmark-report benchmark-backbones clean
 
 help:
 	@echo "make leaderboard    the quick protocol: certificates, costs, tasks, page (20 minutes on 2 cores)"
@@ -18,6 +18,7 @@ help:
 	@echo "make benchmark-backbones  parameters, FLOPs and memory of a step of every task's backbone at paper size"
 	@echo "make screenshots    the pictures in docs/ of a page, in headless Chromium"
 	@echo "make support        certificates of the whole zoo, and the generated tables in README.md and docs/"
+	@echo "make test-cluster   sweeps on a real Ray and a real Slurm of one node (root, Debian)"
 	@echo "make test-search    the property tests with cases that no run has drawn before"
 	@echo "make test-browser   the page in real headless Chromium"
 	@echo "make test-mutation  a seeded fault or a changed sign in a mechanism must fail its certificate"
@@ -49,6 +50,12 @@ test-browser: $(INSTALLED)
 
 test-search: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'hypothesis and not slow and not gpu' --hypothesis-profile=search
+
+# A real Ray and a real Slurm of one node, on this machine; needs root for Slurm.
+test-cluster: $(INSTALLED)
+	command -v slurmctld >/dev/null && command -v munged >/dev/null || apt-get install -y slurm-wlm munge
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 # Of the kept page of the quick board; of another one with PAGE=FILE.
 PAGE ?= results/reference/quick/intel-xeon-2-cores/index.html

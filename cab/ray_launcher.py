@@ -43,7 +43,11 @@ class RayLauncher(Launcher):
         started = not ray.is_initialized()
         if started:
             try:
-                quiet = {"log_to_driver": False, "include_dashboard": False, "logging_level": logging.ERROR}
+                quiet: dict[str, Any] = {
+                    "log_to_driver": False,
+                    "include_dashboard": False,
+                    "logging_level": logging.ERROR,
+                }
                 ray.init(address=self.address, **quiet)
             except ConnectionError as error:
                 raise UserError(f"hydra.launcher.address={self.address!r}: {one_line(error)}") from error

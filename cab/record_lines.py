@@ -9,12 +9,22 @@ from typing import Any
 
 import orjson
 
+from attention_zoo.contract import Pattern
 from cab.record import SCHEMA_VERSION, Record, Status
 
 END = b"\n"  # an empty line, which ends what was appended at once
 
 _REQUIRED = ("run_key", "metric", "status")
-_STATUSES = frozenset(map(str, Status))
+# Columns with few words, and those.
+_WORDED = {
+    "status": tuple(map(str, Status)),
+    "pattern": tuple(map(str, Pattern)),
+    "level": ("op", "layer", "model"),
+    "phase": ("inference", "training_forward", "training", "decode", "train", "evaluate"),
+    "split": ("train", "validation", "test"),
+    "slots": ("one", "all"),
+}
+_POSITIVE = frozenset({"ratio", "time_s", "first_call_s", "train_time_s", "steps_per_s", "tokens_per_s", "perplexity"})
 _WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -61,11 +71,17 @@ class LineReader:
         row = orjson.loads(line)
         if not isinstance(row, dict):
             raise ValueError("not an object")
-        # Few combinations of columns and types occur, so all but the first row of each are only looked up.
-        signature = (*row, *map(type, row.values()), row.get("status"), row.get("schema_version"))
+        types = tuple(map(type, row.values()))
+        if dict in types or list in types:
+            raise ValueError(
+                f"{', '.join(c for c, v in row.items() if isinstance(v, list | dict))}: more than one value"
+            )
+        # Few combinations of columns, types and words occur, so all but the first row of each are only looked up.
+        signature = (*row, *types, *map(row.get, _WORDED), row.get("schema_version"))
         if signature not in self._right:
             _check(row)
             self._right.add(signature)
+        _check_numbers(row)
         texts = self._texts
         for column, value in row.items():
             if type(value) is str:
@@ -76,16 +92,29 @@ class LineReader:
 def _check(row: Mapping[str, Any]) -> None:
     if missing := [column for column in _REQUIRED if row.get(column) is None]:
         raise ValueError(f"no {', '.join(missing)}")
-    if nested := [column for column, value in row.items() if isinstance(value, list | dict)]:
-        raise ValueError(f"{', '.join(nested)}: more than one value")
     for column, value in row.items():
         allowed = COLUMN_TYPES.get(column)
         if allowed is not None and value is not None and type(value) not in allowed:
             raise ValueError(f"{column}={value!r} is not {_WORDS[allowed[0]]}")
-    version = row.get("schema_version") or SCHEMA_VERSION
+    version = SCHEMA_VERSION if row.get("schema_version") is None else row["schema_version"]
+    if version < 1:
+        raise ValueError(f"schema_version={version} is none")
     if version > SCHEMA_VERSION:
         raise ValueError(f"schema_version={version} is of a newer cab, this one reads up to {SCHEMA_VERSION}")
-    if row["status"] not in _STATUSES:
-        raise ValueError(f"status={row['status']!r} is none of {', '.join(sorted(_STATUSES))}")
+    for column, allowed_words in _WORDED.items():
+        if row.get(column) is not None and row[column] not in allowed_words:
+            raise ValueError(f"{column}={row[column]!r} is none of {', '.join(allowed_words)}")
     if row["status"] == Status.OK and row.get("value") is None:
         raise ValueError("status ok without a value")
+
+
+def _check_numbers(row: Mapping[str, Any]) -> None:
+    """What no measuring gives."""
+    if not row["run_key"]:
+        raise ValueError("an empty run_key")
+    value = row.get("value")
+    if value is not None and value <= 0 and row["metric"] in _POSITIVE:
+        raise ValueError(f"{row['metric']}={value!r} is not positive")
+    for column in ("length_q", "length_kv"):
+        if (length := row.get(column)) is not None and length < 1:
+            raise ValueError(f"{column}={length} is no length")

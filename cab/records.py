@@ -89,7 +89,7 @@ class RecordStore:
 
     def files(self) -> list[Path]:
         """The record files, in name order."""
-        return sorted(self.records_folder.glob("*.jsonl"))
+        return sorted(path for path in self.records_folder.glob("*.jsonl") if path.is_file())
 
     def of_run(self, run_key: str) -> list[dict[str, Any]]:
         """The rows of one run, read from the files that name it only."""
@@ -126,5 +126,6 @@ class RecordStore:
         path = self.folder / "units" / f"{run_key}.npz"
         if not path.exists():
             return {}
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here: numpy leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}

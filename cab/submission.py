@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,7 +24,7 @@ from cab.report.certificates import verdict
 from cab.report.compare import Side, compare, pairs_of
 from cab.report.evidence import Evidence, is_ok, read_evidence
 from cab.report.trust import CONTENT, VERIFICATION, Trust, trust
-from tasks.whole_file import whole_file
+from tasks.whole_file import whole_file, write_whole
 
 FORMAT = 1
 PACKED = ("records/*.jsonl", "units/*.npz", "manifests/*.json", "certificates/*.json", "cards/*.json", "plan.json")
@@ -41,6 +43,9 @@ def complaints(evidence: Evidence) -> list[str]:
         about = verdict(evidence.certificates, setting, pattern)
         if not about.admitted:
             found.append(f"{setting} has values in {pattern} without a certificate: {about.reason}")
+    for key in sorted({str(row["run_key"]) for row in rows if row.get("phase") == "evaluate"}):
+        if not (evidence.folder / "units" / f"{key}.npz").is_file():
+            found.append(f"no units/{key}.npz: without values per test example a score has no interval")
     return found
 
 
@@ -50,8 +55,8 @@ def pack(folder: Path, name: str, out: Path) -> Path:
     Raises:
         UserError: the records cannot be submitted; every complaint, in one line.
     """
-    if not re.fullmatch(r"[\w .,@+-]{1,80}", name):
-        raise UserError(f"name={name!r} is not allowed: who submits, in 1 to 80 letters, digits and . , @ + -")
+    if not re.fullmatch(r"[\w .,'@+-]{1,80}", name):
+        raise UserError(f"name={name!r} is not allowed: who submits, in 1 to 80 letters, digits and . , ' @ + -")
     evidence = read_evidence(folder)
     if found := complaints(evidence):
         more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
@@ -93,6 +98,7 @@ def unpack(path: Path, results: Path) -> Path:
         raise UserError(f"unpack={path}: not a pack of `cab submit` ({' '.join(str(error).split())})") from error
     slug = re.sub(r"[^a-z0-9]+", "-", str(content["name"]).lower()).strip("-") or "unknown"
     folder = results / str(content["protocol"]) / f"{content['hardware']}-by-{slug}"
+    _require_sound(path, members)
     text = json.dumps(content, indent=1, sort_keys=True) + "\n"
     if folder.exists() and not ((folder / CONTENT).is_file() and (folder / CONTENT).read_text() == text):
         raise UserError(f"{folder} is there, with other content: nothing that was submitted is overwritten")
@@ -100,8 +106,23 @@ def unpack(path: Path, results: Path) -> Path:
         target = folder / member
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
-    (folder / CONTENT).write_text(text)  # last: a folder with it is whole
+    write_whole(folder / CONTENT, text.encode())  # last: a folder with it is whole
     return folder
+
+
+def _require_sound(path: Path, members: Mapping[str, bytes]) -> None:
+    """Holds the members of a pack to what :func:`pack` holds a folder to."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for member, data in members.items():
+            target = Path(scratch) / member
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+        try:
+            found = complaints(read_evidence(Path(scratch)))
+        except ValueError as error:
+            found = [str(error).replace(scratch, "its folder")]
+    if found:
+        raise UserError(f"unpack={path}: {'; '.join(found[:3])}{f' (and {len(found) - 3} more)' * (len(found) > 3)}")
 
 
 def _described(archive: zipfile.ZipFile) -> dict[str, Any]:
@@ -112,7 +133,7 @@ def _described(archive: zipfile.ZipFile) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{CONTENT} is not of format {FORMAT}")
     for key in ("name", "protocol", "hardware"):
-        if not re.fullmatch(r"[\w .,@+-]{1,120}", str(content.get(key))):
+        if not re.fullmatch(r"[\w .,'@+-]{1,120}", str(content.get(key))):
             raise ValueError(f"{CONTENT}: {key}={content.get(key)!r}")
     files = content["files"]
     if {info.filename for info in archive.infolist()} != {CONTENT, *files}:
@@ -128,8 +149,9 @@ def _described(archive: zipfile.ZipFile) -> dict[str, Any]:
 def verify(folder: Path, against: Path, baseline: str) -> Trust:
     """Compares with own records and keeps the verdict beside the submitted ones.
 
-    Verified is what has ten pairs of values with an interval, of which at most one in twenty differs: as many as
-    intervals of 95 % let differ by chance, and more than they do.
+    Verified is what has ten pairs of values with an interval, of which at most one in twenty differs (as many as
+    intervals of 95 % let differ by chance, and more than they do), none by more than the intervals are wide together,
+    and no value that has no counterpart or no interval: nothing that is shown was left out of the comparison.
 
     Raises:
         UserError: the folder is no submission, or the other one is.
@@ -139,12 +161,19 @@ def verify(folder: Path, against: Path, baseline: str) -> Trust:
     if trust(against).level != "own":
         raise UserError(f"against={against} was submitted, too: verify with records of your own")
     sides = [Side.of(read_evidence(each), baseline) for each in (folder, against)]
-    pairs = [pair for pair in pairs_of(compare(*sides)) if pair.whole]
-    changed = sum(pair.changed for pair in pairs)
-    name = f"{against.parent.name}/{against.name}"
-    verified = len(pairs) >= SMALLEST_PAIRS and changed <= MOST_CHANGED * len(pairs)
-    content = {"against": name, "pairs": len(pairs), "changed": changed, "verified": verified}
-    (folder / VERIFICATION).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    found = [pair for pair in pairs_of(compare(*sides)) if pair.first is not None]
+    pairs = [pair for pair in found if pair.whole]
+    changed, far = sum(pair.changed for pair in pairs), sum(pair.far for pair in pairs)
+    unproved = len(found) - len(pairs)
+    content = {
+        "against": f"{against.parent.name}/{against.name}",
+        "pairs": len(pairs),
+        "changed": changed,
+        "far": far,
+        "unproved": unproved,
+        "verified": len(pairs) >= SMALLEST_PAIRS and changed <= MOST_CHANGED * len(pairs) and not far and not unproved,
+    }
+    write_whole(folder / VERIFICATION, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
     return trust(folder)
 
 

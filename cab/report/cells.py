@@ -26,6 +26,7 @@ SEES_THE_FUTURE = Cell(
 _METHODS = {
     "student_t": "Student t",
     "bca_bootstrap": "BCa bootstrap",
+    "clopper_pearson": "Clopper-Pearson bound: all units are equal",
     "welch_satterthwaite": "mean of independent intervals (Welch)",
     "n too small": "no interval: fewer than 3 units",
 }
@@ -212,6 +213,8 @@ class CellMaker:
             *(("repeat", command) for command in commands),
         ]
         found += [("made by", text) for text in made]
+        manifests = dict.fromkeys(name for row in rows if (name := row.get("manifest")) in self.evidence.manifests)
+        found += [("resolved config", f"manifests/{name}.json") for name in list(manifests)[:MOST_KEYS]]
         return tuple(found)
 
 

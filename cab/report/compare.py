@@ -72,6 +72,14 @@ class Pair:
             return a.value != b.value
         return a.high < b.low or b.high < a.low
 
+    @property
+    def far(self) -> bool:
+        """Whether the intervals are apart by more than they are wide together: no matter of chance."""
+        a, b = self.first, self.second
+        if a is None or b is None or a.low is None or a.high is None or b.low is None or b.high is None:
+            return self.changed
+        return max(b.low - a.high, a.low - b.high) > (a.high - a.low) + (b.high - b.low)
+
     def cell(self) -> Cell:
         a, b = self.first, self.second
         if a is None and b is None:

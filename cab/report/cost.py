@@ -7,11 +7,10 @@ of a head, compilation); rows of different variants never share a table.
 from __future__ import annotations
 
 import functools
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from cab.records import Status
 from cab.report.evidence import Row, is_ok
@@ -164,7 +163,7 @@ class Costs:
             rows = self._values.get((setting, pattern, length, metric, baseline))
             if rows:
                 ordered = _by_replicate(rows)
-                value = float(np.median([float(row["value"]) for row in ordered]))
+                value = statistics.median([float(row["value"]) for row in ordered])
                 return Measured(Interval(value, None, None, 0.95, "median", len(ordered)), tuple(ordered))
         return None
 

@@ -6,7 +6,8 @@ Nothing is dropped in silence: what cannot be read, and what was written twice, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ def read_evidence(folder: Path) -> Evidence:
     problems: list[str] = []
     lines = list(store.lines(problems))
     rows = _without_duplicates(lines)
+    problems.extend(_contradictions(store, rows))
+    problems.extend(_strangers(rows))
     if not rows:
         torn = f" ({len(problems)} lines cannot be read; the first: {problems[0]})" if problems else ""
         raise ValueError(f"{folder} holds no records{torn}; a results folder is <results>/<protocol>/<hardware>")
@@ -120,6 +123,43 @@ def _duplicates(store: RecordStore) -> list[str]:
     return repeats
 
 
+def _place(row: Row) -> tuple[Any, ...] | None:
+    """What names one value of one run; None for a row without a value."""
+    if row["status"] != Status.OK:
+        return None
+    return tuple(map(row.get, ("run_key", "setting", "metric", "baseline", "phase", "split", "replicate")))
+
+
+def _contradictions(store: RecordStore, rows: Iterable[Row]) -> list[str]:
+    """Lines that give a run another value than an earlier line does; of such, the newest is shown."""
+    counts = Counter(place for row in rows if (place := _place(row)) is not None)
+    twice = {place for place, count in counts.items() if count > 1}
+    if not twice:
+        return []
+    first: dict[tuple[Any, ...], tuple[str, Any]] = {}
+    found, reader = [], LineReader()
+    for path in store.files():
+        for number, row in reader.rows(path):
+            place = _place(row)
+            if place is None or place not in twice:
+                continue
+            where, value = first.setdefault(place, (f"{path.name}:{number}", row["value"]))
+            if where != f"{path.name}:{number}" and value != row["value"]:
+                said = f"{row['metric']} of run {row['run_key']} is {row['value']}, and {value} in {where}"
+                found.append(f"{path}:{number}: {said}; the newest is shown")
+    return found
+
+
+def _strangers(rows: Sequence[Row]) -> list[str]:
+    """Rows of another protocol or machine than most of the folder: they stand in sections of their own."""
+    found = []
+    for column in ("protocol", "hardware"):
+        counts = Counter(row[column] for row in rows if row.get(column) is not None)
+        for name, count in counts.most_common()[1:]:
+            found.append(f"{count} of {len(rows)} lines are of {column} {name}, most of {counts.most_common(1)[0][0]}")
+    return found
+
+
 def _read_json(path: Path, problems: list[str]) -> Any:
     try:
         return json.loads(path.read_text())
@@ -132,12 +172,35 @@ def _by_key(folder: Path, pattern: str, key: str, problems: list[str]) -> dict[s
     """JSON objects of a folder by their ``key``, else by the file's stem."""
     found: dict[str, Mapping[str, Any]] = {}
     for path in sorted(folder.glob(pattern)):
+        before = len(problems)
         content = _read_json(path, problems)
-        if isinstance(content, dict):
-            found[str(content.get(key, path.stem.removeprefix("task-")))] = content
-        elif content is not None:
-            problems.append(f"{path}: not a JSON object")
+        if len(problems) > before:
+            continue
+        if not isinstance(content, dict) or not _FORMS[key](content):
+            problems.append(f"{path}: not of the form of a file there; left out")
+            continue
+        found[str(content.get(key, path.stem.removeprefix("task-")))] = content
     return found
+
+
+def _is_card(content: Mapping[str, Any]) -> bool:
+    metrics = content.get("metrics", [])
+    return isinstance(metrics, list) and all(
+        isinstance(m, dict) and {"name", "higher_is_better"} <= m.keys() for m in metrics
+    )
+
+
+def _is_certificate(content: Mapping[str, Any]) -> bool:
+    parts = content.get("patterns", {})
+    return isinstance(parts, dict) and all(isinstance(part, dict) for part in parts.values())
+
+
+# By the key that names a file's content, whether it is what a report reads.
+_FORMS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "setting": _is_certificate,
+    "name": _is_card,
+    "id": lambda content: True,
+}
 
 
 @dataclass(frozen=True)

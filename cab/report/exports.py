@@ -32,6 +32,12 @@ _LATEX = {
     "∞": r"$\infty$",
     "\u2212": r"$-$",  # minus
     "–": "--",
+    "ρ": r"$\rho$",
+    "→": r"$\to$",
+    "▲": r"$\blacktriangle$",
+    "≠": r"$\ne$",
+    "²": r"\textsuperscript{2}",
+    "…": r"\ldots{}",
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from attention_zoo.contract import Pattern
 from cab import schema
+from cab.errors import UserError
 from cab.report.markdown import titled
 from cab.report.patterns import PATTERNS, PatternText
 from cab.report.published import LENGTHS_FILE, RAW_FILE, VANILLA, raw_table
@@ -158,6 +159,10 @@ def _lengths() -> Table:
 
 def report(config: schema.Report) -> Path | None:
     """Writes ``<results>/published/leaderboard.md``; None in a dry run."""
+    if config.folder is not None:
+        raise UserError("folder= names records; source=published makes its page from numbers of papers")
+    if not isinstance(config.results, str):
+        raise UserError(f"results={config.results} is not allowed: one folder, for the page of source=published")
     path = Path(config.results).expanduser() / "published" / "leaderboard.md"
     if config.dry_run:
         print(f"would write {path}")

@@ -6,7 +6,8 @@ are looked at in two ways:
 
 - *records*: each unit is a seed of a made-up task, written and read as records are. The report's score, its gain over
   the baseline (paired by seed) and the mean gain of four tasks are held against the truth;
-- *units*: the interval over test examples, computed alone.
+- *units*: the interval over test examples, computed alone; also of documents of unequal length (log-normal weights
+  with a deviation of 1 of the logarithm), and of a share near its bound (99 of 100 examples are right).
 
 ``interval-coverage.csv`` gets a row per case, with the share of intervals that hold the truth, and how the others miss
 (part of ``make benchmark-statistics``; the same numbers on every machine).
@@ -29,13 +30,14 @@ from attention_zoo.contract import Pattern
 from cab.records import Record, RecordStore, Status
 from cab.report.evidence import read_evidence
 from cab.report.quality import Quality
-from cab.stats.intervals import Aggregate, Interval, interval_over_units, mean_of_independent
+from cab.stats.intervals import Aggregate, Interval, interval_over_units, mean_of_independent, without_spread
 
 REPEATS = 4000
 UNITS = (3, 5, 10, 20, 50, 200)
 SEEDS = (3, 5, 10, 50)
 TASKS = 4  # of a mean gain
 SIGMA = 0.5  # of the logarithm of the skewed values
+SHARE = 0.99
 WORSE = 0.3  # what the setting has less than the baseline
 _PATTERN = Pattern.CAUSAL_SELF
 _METRIC = "score"
@@ -79,6 +81,24 @@ def over_units(distribution: str, units: int, aggregate: Aggregate, repeats: int
     return Coverage.of(name, distribution, units, found, math.exp(mean) if perplexity else mean)
 
 
+def over_unequal_documents(units: int, repeats: int = REPEATS) -> Coverage:
+    """Of a perplexity whose test documents weigh as differently as e^1."""
+    rng = np.random.default_rng([units, *b"weights"])
+    found = [
+        interval_over_units(rng.normal(1.0, 1.0, units), rng.lognormal(0.0, 1.0, units), "exp_mean", seed=repeat)
+        for repeat in range(repeats)
+    ]
+    return Coverage.of("perplexity over unequal test documents", "normal", units, found, math.e)
+
+
+def over_right_or_wrong(units: int, repeats: int = REPEATS) -> Coverage:
+    """Of an accuracy that is 0.99."""
+    rng = np.random.default_rng([units, *b"share"])
+    drawn = ((rng.random(units) < SHARE).astype(float) for _ in range(repeats))
+    found = [without_spread(interval_over_units(values, seed=repeat), 0.0, 1.0) for repeat, values in enumerate(drawn)]
+    return Coverage.of("accuracy over test examples", "99 of 100 right", units, found, SHARE)
+
+
 def through_records(distribution: str, seeds: int, repeats: int = REPEATS) -> Iterator[Coverage]:
     """Of a score, a gain and a mean gain, as the report makes them from records of ``repeats`` tasks."""
     draw, mean = DISTRIBUTIONS[distribution]
@@ -119,6 +139,8 @@ def cases(repeats: int = REPEATS) -> Iterator[Coverage]:
         yield over_units("normal", units, "mean", repeats)
         yield over_units("skewed", units, "mean", repeats)
         yield over_units("skewed", units, "exp_mean", repeats)
+        yield over_unequal_documents(units, repeats)
+        yield over_right_or_wrong(units, repeats)
 
 
 def main(folder: Path) -> None:

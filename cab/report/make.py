@@ -136,7 +136,7 @@ def compare_results(config: schema.Report) -> list[Path]:
     Raises:
         ValueError: they are not two, or have nothing in common.
     """
-    results = list(config.results)
+    results = list(config.results) if isinstance(config.results, list | tuple) else [config.results]
     if len(results) != 2 or not all(isinstance(folder, str) for folder in results):
         raise ValueError(f"results={results} is not allowed: one folder, or two to compare, as results=[A,B]")
     if config.folder is not None:

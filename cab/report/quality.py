@@ -14,17 +14,30 @@ from __future__ import annotations
 
 import functools
 import math
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from cab.errors import one_line
 from cab.report.evidence import Evidence, Row, is_ok
 from cab.stats.comparisons import holm, p_value
-from cab.stats.intervals import SMALLEST_N, Interval, interval_over_units, mean_of_independent, paired_difference
+from cab.stats.intervals import (
+    SMALLEST_N,
+    Interval,
+    interval_over_units,
+    mean_of_independent,
+    not_closer_than,
+    paired_difference,
+    without_spread,
+)
 
 FLOOR = "floor:"
+FRACTION = "fraction"  # the unit of metrics between 0 and 1
+RESOLUTION = 1e-6  # of a gain: single precision has 24 bits, and rounding adds up over the steps of a training
 
 
 @dataclass(frozen=True)
@@ -212,7 +225,7 @@ class Quality:
             self._run(row, column) for row in sorted(rows, key=lambda row: (row.get("seed") or 0, row["run_key"]))
         )
         values = [run.value for run in runs]
-        if len(runs) >= SMALLEST_N:
+        if len(runs) >= SMALLEST_N and len(set(values)) > 1:
             return Score(interval_over_units(values), f"{len(runs)} seeds", runs)
         pooled = _pooled(runs)
         seeds = "" if setting.startswith(FLOOR) else f", {len(runs)} seed{'s' if len(runs) > 1 else ''}"
@@ -221,11 +234,22 @@ class Quality:
             mean = float(np.mean(values))
             return Score(Interval(mean, None, None, 0.95, "n too small", len(runs)), over.format(n="no"), runs)
         interval = _interval(pooled[0].tobytes(), _bytes(pooled[1]), column.aggregate)
+        if column.unit == FRACTION and not setting.startswith(FLOOR):
+            interval = without_spread(interval, 0.0, 1.0)
         return Score(replace(interval, value=float(np.mean(values))), over.format(n=interval.n), runs)
 
     def _run(self, row: Row, column: Column) -> Run:
-        arrays = self.evidence.units(str(row["run_key"]))
+        try:
+            arrays = self.evidence.units(str(row["run_key"]))
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            self._problem(f"units/{row['run_key']}.npz cannot be read ({one_line(error)}); no interval of its run")
+            arrays = {}
         values, weights = arrays.get(f"values/{column.metric}"), arrays.get(f"weights/{column.metric}")
+        if values is not None and weights is not None and values.shape != weights.shape:
+            self._problem(
+                f"units/{row['run_key']}.npz: {values.size} values of {column.metric}, {weights.size} weights"
+            )
+            values = weights = None
         value = float(row["value"])
         units = tuple(arrays["units"].tolist()) if "units" in arrays else ()
         if values is not None:
@@ -244,7 +268,10 @@ class Quality:
         """The gain over the baseline; without units or common seeds, a value without an interval."""
         key = (pattern, column, setting)
         if key not in self._gains:
-            self._gains[key] = self._gain(pattern, column, setting)
+            found = self._gain(pattern, column, setting)
+            if found is not None and setting != self.baseline:
+                found = not_closer_than(found, RESOLUTION)
+            self._gains[key] = found
         return self._gains[key]
 
     def _gain(self, pattern: str, column: Column, setting: str) -> Interval | None:
@@ -263,7 +290,7 @@ class Quality:
         paired = [
             transform(run.value, by_seed[run.row.get("seed")]) for run in ours.runs if run.row.get("seed") in by_seed
         ]
-        if len(paired) >= SMALLEST_N:
+        if len(paired) >= SMALLEST_N and len(set(paired)) > 1:
             return interval_over_units(paired)
         value = transform(ours.value, base.value)
         point = Interval(value, None, None, 0.95, "n too small", 0)
@@ -277,6 +304,8 @@ class Quality:
             return replace(_paired(b[0].tobytes(), a[0].tobytes(), _bytes(a[1])), value=value)
         sign = 1.0 if column.higher_is_better else -1.0
         difference = _paired((sign * a[0]).tobytes(), (sign * b[0]).tobytes(), _bytes(a[1]))
+        if column.unit == FRACTION and setting != self.baseline:
+            difference = without_spread(difference, -1.0, 1.0)
         if not zeroed or difference.low is None or difference.high is None:
             return replace(difference, value=value)
         # log(b / x) with x = b - d is increasing in d, so it maps the interval of d; b is held at its value.

@@ -30,4 +30,6 @@ def trust(folder: Path) -> Trust:
     said = f"{found['changed']} of {found['pairs']} values differ from those of {found['against']}"
     if found["verified"]:
         return Trust("verified", f"Submitted by {name}, and verified: {said} (95 % intervals that do not overlap).")
+    if unproved := found.get("unproved"):
+        said += f", and {unproved} have no counterpart or no interval"
     return Trust("submitted", f"Submitted by {name}; a run of ours does not bear it out: {said}.")

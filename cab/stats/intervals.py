@@ -16,6 +16,7 @@ All are deterministic, and the interval of exp(g) is the exponential of the inte
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -31,13 +32,15 @@ SMALLEST_N = 3
 BOOTSTRAP_FROM_N = 20
 RESAMPLES = 2000
 _CHUNK = 2_000_000  # drawn indices held at a time
+_CACHED_N = 600  # units up to which the draws are kept: at most 16 x 10 MB
 
 
 @dataclass(frozen=True)
 class Interval:
     """An estimate over ``n`` units with a confidence interval; ``low`` and ``high`` are None where n is too small.
 
-    ``method`` is ``student_t``, ``bca_bootstrap``, ``welch_satterthwaite`` (a mean of intervals) or ``n too small``.
+    ``method`` is ``student_t``, ``bca_bootstrap``, ``welch_satterthwaite`` (a mean of intervals),
+    ``clopper_pearson`` (equal units) or ``n too small``.
     """
 
     value: float
@@ -113,6 +116,27 @@ def ratio_interval(ratios: npt.ArrayLike, level: float = 0.95, seed: int = 0) ->
     if not (np.isfinite(r) & (r > 0)).all():
         raise ValueError(f"ratios have to be positive and finite, got {r.tolist()}")
     return interval_over_units(np.log(r), None, "exp_mean", level, seed)
+
+
+def without_spread(interval: Interval, lowest: float, highest: float) -> Interval:
+    """What n equal units in [lowest, highest] say of their mean: not that it is theirs exactly.
+
+    A share of up to q = 1 - (alpha / 2)^(1 / n) of the population may be of a kind that none of the n units shows (the
+    bound of Clopper and Pearson, Biometrika 26, 1934, at no occurrence), so the mean may lie q (value - lowest) below
+    and q (highest - value) above. Intervals with a width, and those of fewer than three units, stay as they are.
+    """
+    if interval.low is None or interval.low != interval.high:
+        return interval
+    q = 1 - ((1 - interval.level) / 2) ** (1 / interval.n)
+    low, high = interval.value - q * (interval.value - lowest), interval.value + q * (highest - interval.value)
+    return replace(interval, low=low, high=high, method="clopper_pearson")
+
+
+def not_closer_than(interval: Interval, resolution: float) -> Interval:
+    """The interval, reaching at least ``resolution`` further on both sides: what arithmetic does not tell apart."""
+    if interval.low is None or interval.high is None:
+        return interval
+    return replace(interval, low=interval.low - resolution, high=interval.high + resolution)
 
 
 def mean_of_independent(intervals: Sequence[Interval]) -> Interval:
@@ -195,6 +219,8 @@ def _of_function(contributions: Array, function: Callable[[Array], Array], level
 
 def _replicates(contributions: Array, function: Callable[[Array], Array], seed: int) -> Array:
     n = len(contributions)
+    if n <= _CACHED_N:
+        return function(_counts(n, seed) @ contributions)
     rng = np.random.default_rng(seed)
     rows = max(1, _CHUNK // n)
     parts = []
@@ -203,6 +229,15 @@ def _replicates(contributions: Array, function: Callable[[Array], Array], seed: 
         sums = np.stack([column[drawn].sum(axis=1) for column in contributions.T], axis=-1)
         parts.append(function(sums))
     return np.concatenate(parts)
+
+
+@functools.lru_cache(maxsize=16)
+def _counts(n: int, seed: int) -> Array:
+    """How often each unit is drawn in each resample, ``[RESAMPLES, n]``: the same for all estimates over n units."""
+    drawn = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
+    counts = np.zeros((RESAMPLES, n))
+    np.add.at(counts, (np.arange(RESAMPLES)[:, None], drawn), 1.0)
+    return counts
 
 
 def _bca(replicates: Array, value: float, deviations: Array, level: float) -> tuple[float, float]:

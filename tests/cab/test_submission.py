@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import zipfile
@@ -14,8 +15,10 @@ import pytest
 from cab.cli import main
 from cab.errors import UserError
 from cab.records import Record, RecordStore, Status
+from cab.report.compare import Pair
 from cab.report.make import make_report
 from cab.report.trust import CONTENT, trust
+from cab.stats.intervals import Interval
 from cab.submission import pack, unpack, verify
 
 NS = "noncausal_self"
@@ -192,3 +195,38 @@ def test_the_verb(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
                   [f"verify={found}"], [f"folder={folder}", "name='a/b'"]):  # fmt: skip
         assert main(["submit", *wrong]) == 2
         assert capsys.readouterr().err.strip().count("\n") == 0
+
+
+def test_a_value_without_its_test_examples_is_refused(folder: Path, tmp_path: Path) -> None:
+    units = next((folder / "units").glob("*.npz"))
+    units.unlink()
+    with pytest.raises(UserError, match=f"no units/{units.name}: without values per test example"):
+        pack(folder, "Ada", tmp_path / "a.zip")
+
+
+def test_a_pack_that_was_signed_again_is_held_to_what_packing_asks(folder: Path, tmp_path: Path) -> None:
+    def torn_and_signed(members: dict[str, bytes]) -> None:
+        name = next(member for member in members if member.startswith("records/"))
+        members[name] += b'{"torn'
+        content = json.loads(members[CONTENT])
+        described(members, files=content["files"] | {name: hashlib.sha256(members[name]).hexdigest()})
+
+    path = altered(pack(folder, "Ada", tmp_path / "a.zip"), torn_and_signed)
+    with pytest.raises(UserError, match="no empty line after it"):
+        unpack(path, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_value_that_has_no_interval_there_or_is_far_off_is_not_verified(folder: Path, tmp_path: Path) -> None:
+    found = unpack(pack(folder, "Ada", tmp_path / "a.zip"), tmp_path / "results")
+    for path in (found / "units").glob("*.npz"):
+        path.unlink()
+    verdict = verify(found, board(tmp_path / "ours" / "quick" / "made-up"), "sdpa")
+    assert verdict.level == "submitted"
+    assert "have no counterpart or no interval" in verdict.text
+
+    def pair(first: float, second: float) -> Pair:
+        return Pair(*(Interval(value, value - 1.0, value + 1.0, 0.95, "student_t", 5) for value in (first, second)))
+
+    assert [pair(0.0, value).changed for value in (1.9, 2.1, 7.0)] == [False, True, True]
+    assert [pair(0.0, value).far for value in (1.9, 2.1, 7.0)] == [False, False, True]

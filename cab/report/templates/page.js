@@ -41,7 +41,7 @@ async function openCell(button) {
     const term = document.createElement("dt");
     const description = document.createElement("dd");
     term.textContent = label;
-    if (label === "sample") {
+    if (label === "sample" || label === "resolved config") {
       const link = document.createElement("a");
       link.href = text;
       link.textContent = text.split("/").pop();

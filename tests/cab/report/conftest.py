@@ -67,9 +67,9 @@ class Folder:
         self._json(f"certificates/{setting}.json", {"format": 1, "attention": setting, "card": card, "patterns": parts})
 
     def task(self, name: str, patterns: Sequence[str], metric: str = "accuracy", *, higher: bool = True,
-             aggregate: str = "mean", floor: str = "uniform") -> None:  # fmt: skip
+             aggregate: str = "mean", floor: str = "uniform", unit: str = "1") -> None:  # fmt: skip
         card = {"name": name, "title": f"The {name} task", "patterns": list(patterns), "primary_pattern": patterns[0],
-                "metrics": [{"name": metric, "unit": "1", "higher_is_better": higher, "description": "what it says",
+                "metrics": [{"name": metric, "unit": unit, "higher_is_better": higher, "description": "what it says",
                              "aggregate": aggregate}],
                 "unit": "document", "floors": {floor: "guesses"}, "floor": floor, "source": "made up",
                 "licence": "none", "citation": "-"}  # fmt: skip

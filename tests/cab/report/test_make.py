@@ -201,3 +201,36 @@ def test_the_terminal_shows_what_was_timed_by_its_whole_name(folder: Any, capsys
     told = capsys.readouterr().out
     assert "sdpa[impl=math]" in told
     assert "softmax" not in told
+
+
+def test_a_line_that_contradicts_an_earlier_one_is_named(folder: Any) -> None:
+    small(folder)
+    path = next(folder.store.records_folder.glob("*.jsonl"))
+    row = json.loads(path.read_text().strip().splitlines()[0])
+    later = {"value": row["value"] / 2, "started_at": "2030-01-01T00:00:00+00:00"}
+    (path.parent / "z.jsonl").write_text(json.dumps(row | later) + "\n")
+    (problem,) = [found for found in make_report(folder.path).problems if "z.jsonl" in found]
+    assert problem.startswith(f"records/z.jsonl:1: {row['metric']} of run {row['run_key']} is {row['value'] / 2}")
+    assert f"{path.name}:2" in problem
+
+
+def test_lines_of_another_machine_are_named(folder: Any) -> None:
+    small(folder)
+    path = next(folder.store.records_folder.glob("*.jsonl"))
+    row = json.loads(path.read_text().strip().splitlines()[0])
+    (path.parent / "z.jsonl").write_text(json.dumps(row | {"hardware": "elsewhere", "run_key": "k"}) + "\n")
+    assert any("1 of" in found and "hardware elsewhere" in found for found in make_report(folder.path).problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cards/task-recall.json", {"name": "recall", "metrics": 5}),
+        ("certificates/sdpa.json", {"setting": "sdpa", "patterns": 3}),
+        ("certificates/sdpa.json", None),
+    ],
+)
+def test_a_file_of_another_form_is_left_out_and_named(folder: Any, name: str, content: Any) -> None:
+    small(folder)
+    (folder.path / name).write_text(json.dumps(content))
+    assert any(found.startswith(f"{name}: not of the form") for found in make_report(folder.path).problems)
