@@ -221,15 +221,13 @@ class Section:
 def sections(rows: Iterable[Row]) -> list[Section]:
     """The groups of ``rows``, the one with most rows first; of repeated measurements the newest only."""
     rows = newest(rows)
-    keys: dict[tuple[Any, ...], int] = {}
-    for row in rows:
-        key = _group(row)
-        keys[key] = keys.get(key, 0) + 1
+    groups = list(map(_group, rows))
+    keys = Counter(groups)
     wholes = [key for key in keys if not any(other != key and _agrees(key, other) for other in keys)]
     members: dict[tuple[Any, ...], list[Row]] = {whole: [] for whole in wholes}
     homes = {key: [whole for whole in wholes if _agrees(key, whole)] for key in keys}
-    for row in rows:
-        for whole in homes[_group(row)]:
+    for row, group in zip(rows, groups, strict=True):
+        for whole in homes[group]:
             members[whole].append(row)
     ordered = sorted(wholes, key=lambda key: (-len(members[key]), repr(key)))
     return [Section(key, members[key]) for key in ordered]
@@ -239,7 +237,7 @@ def _group(row: Row) -> tuple[Any, ...]:
     """The row's values of ``GROUP``; a floor is the same on every machine, so it goes with every group of its size."""
     if str(row.get("setting")).startswith("floor"):
         return tuple(row.get(column) if column in ("protocol", "size") else None for column in GROUP)
-    return tuple(row.get(column) for column in GROUP)
+    return tuple(map(row.get, GROUP))
 
 
 def _agrees(part: tuple[Any, ...], whole: tuple[Any, ...]) -> bool:

@@ -31,7 +31,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (
 
 MOST_NAMES = 16  # in a panel; of more, only the best are named, and the tables hold all
 WIDTH = 5.6  # inches; at half of a page the text of 10 points is still 6 to 7 points
-DRAWING = 5  # changes whenever the same data would be drawn in another way
+DRAWING = 6  # changes whenever the same data would be drawn in another way
 
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -142,7 +142,7 @@ Figure = QualityFigure | CostFigure
 def _freeze(canvas: Canvas) -> None:
     """Lays the axes out once: names are then put where there is room, and stay there."""
     canvas.draw_without_rendering()
-    canvas.set_layout_engine("none")
+    canvas.set_layout_engine(None)  # "none" would keep one that has every file drawn twice
 
 
 def front(points: Sequence[QualityPoint], higher_is_better: bool) -> list[QualityPoint]:
@@ -256,7 +256,7 @@ def _draw_curves(axes: Axes, figure: CostFigure) -> None:
 
 
 def _plain_ticks(axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     def text(value: float, _: int) -> str:
         return f"{value:,.0f}" if value >= 10 else f"{value:g}"
@@ -264,7 +264,7 @@ def _plain_ticks(axes: Axes) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "log":
             axis.set_major_formatter(FuncFormatter(text))
-            axis.set_minor_formatter(NullFormatter())
+            axis.set_minor_locator(NullLocator())  # 1, 2 and 5 have labels; ticks without one take most of the time
     if axes.get_yscale() == "log":
         from matplotlib.ticker import LogLocator
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +67,9 @@ def make_report(folder: Path, *, figures: bool = True, fit: Fit | None = None) -
     Raises:
         ValueError: ``folder`` holds no records.
     """
-    evidence = read_evidence(folder)
-    book = build_book(evidence, fit)
+    with _no_collection():
+        evidence = read_evidence(folder)
+        book = build_book(evidence, fit)
     shown = [figure for section in book.sections for part in section.patterns for figure in part.figures]
     drawn = write_figures(folder / "figures", shown, redraw=figures)
     paths = [
@@ -78,6 +82,18 @@ def make_report(folder: Path, *, figures: bool = True, fit: Fit | None = None) -
         paths += _export_tables(folder / "tables", book)
     paths += [path for picture in drawn for path in (picture.svg, picture.png)]
     return Report(folder, tuple(paths), _top(book), book, book.problems, book.pending)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No search for cycles: there are none among millions of rows and cells, and each search goes through all."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _top(book: Book) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ def _sorts(cell: Cell) -> Markup:
     """What a cell is sorted by, where it is not its text; nothing for a gap, which comes last."""
     value = "" if cell.sort is None else f"{cell.sort:.7g}" if isinstance(cell.sort, float | int) else cell.sort
     alone = not (cell.below_floor or cell.note)
-    return Markup("") if alone and value == cell.text else Markup(' data-sort="{}"').format(value)
+    return Markup("") if alone and value == cell.text else Markup(f' data-sort="{escape(value)}"')
 
 
 def _inline(picture: Drawn) -> Markup:

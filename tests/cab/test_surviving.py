@@ -147,7 +147,10 @@ def small_disk(tmp_path: Path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.parametrize("workers", [[], WORKERS], ids=["serial", "two workers"])
+@pytest.mark.parametrize(
+    "workers",
+    [pytest.param([], id="serial", marks=pytest.mark.slow), pytest.param(WORKERS, id="two workers")],
+)
 def test_a_disk_that_fills_up_stops_the_sweep_in_one_line_and_it_goes_on(
     outside: Path, tmp_path: Path, small_disk: Path, workers: list[str]
 ) -> None:
@@ -167,8 +170,15 @@ def test_a_disk_that_fills_up_stops_the_sweep_in_one_line_and_it_goes_on(
     assert len(values(calm)) == CELLS
 
 
-@pytest.mark.parametrize("workers", [[], WORKERS], ids=["serial", "two workers"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("workers", "number"),
+    [
+        pytest.param([], signal.SIGINT, id="serial, Ctrl-C", marks=pytest.mark.slow),
+        pytest.param([], signal.SIGTERM, id="serial, SIGTERM"),
+        pytest.param(WORKERS, signal.SIGINT, id="two workers, Ctrl-C"),
+        pytest.param(WORKERS, signal.SIGTERM, id="two workers, SIGTERM", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_sweep_leaves_soon_says_how_to_go_on_and_does(
     outside: Path, tmp_path: Path, workers: list[str], number: signal.Signals
 ) -> None:
