@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 
 from cab.recomputation import recompute_activations
@@ -72,7 +73,10 @@ def make_fabric(device: torch.device, dtype: torch.dtype) -> Fabric:
     """Fabric on one device."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces every precision
     devices = [device.index or 0] if device.type == "cuda" else 1
-    return Fabric(accelerator=device.type, devices=devices, precision=_PRECISION[dtype])
+    # One process, whoever started it: Fabric would take a cell in a job of Slurm for a part of a larger training.
+    return Fabric(
+        accelerator=device.type, devices=devices, precision=_PRECISION[dtype], plugins=[LightningEnvironment()]
+    )
 
 
 class Learner:
