@@ -30,7 +30,6 @@ EXTRAS = (
         "pip install 'cab-attention[submitit]'",
     ),
     ("ray", "hydra/launcher=ray", "pip install 'cab-attention[ray]'"),
-    ("optuna", "cab tune", "pip install 'cab-attention[tune]'"),
 )
 REQUIRED = ("torch", "hydra-core", "omegaconf", "numpy", "pandas", "matplotlib", "wandb")
 
