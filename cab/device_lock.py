@@ -18,7 +18,11 @@ from pathlib import Path
 def device_held(device: str, *, alone: bool, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Holds ``device`` (``cpu``, ``cuda``), shared or alone; waits where that cannot be, and says so by ``on_wait``."""
     path = Path(tempfile.gettempdir()) / f"cab-{device.partition(':')[0]}.lock"
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        # Not always: Linux refuses to create a file of another user again in a folder that all may write to.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
     wanted = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
     try:
         try:

@@ -30,6 +30,7 @@ import torch
 
 from attention_zoo.contract import Pattern, Unsupported
 from attention_zoo.errors import UnknownName
+from cab.arrivals import Arrivals
 from cab.claims import claimed
 from cab.device import resolve_device, resolve_dtype
 from cab.device_lock import device_held
@@ -117,6 +118,9 @@ def efficiency(
     with blame_user():
         grid = _Grid(config, settings, baselines or {}, gate)
         memory_limit = None if config.measure.memory_limit is None else parse_bytes(config.measure.memory_limit)
+    arrivals = Arrivals(store)
+    arrivals.new()
+    arrived: dict[str, str] = {}  # since the plan was made
     complete = store.complete()
     jobs = list(grid.jobs())
     todo = [(key, job) for job in jobs if (key := grid.run_key(job)) not in complete]
@@ -136,7 +140,8 @@ def efficiency(
                 tried.add(key)
                 manifest = manifest or write_manifest(store.folder, grid.device, dataclasses.asdict(config))
                 with claimed(store.folder, key), device_held(grid.device, alone=job.kind != "blank"):
-                    if others := [row for row in store.of_run(key) if row["status"] not in RETRIED]:
+                    arrived |= arrivals.new()
+                    if key in arrived and (others := store.final(key)):
                         # Another process on the same folder was faster.
                         for row in others:
                             if row["metric"] == "ratio" and row["value"]:

@@ -18,16 +18,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import orjson
 import psutil
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.plugins.launcher import Launcher
 
+from cab.arrivals import Arrivals
 from cab.cells import Cell
 from cab.claims import claims_of, left_behind
 from cab.errors import UserError, one_line
-from cab.record_lines import END
-from cab.records import RETRIED, RecordStore, Status
+from cab.records import RETRIED, Status
 from cab.run import record_failure
 
 GRACE_S = 3.0  # for workers to write their checkpoints
@@ -139,7 +138,7 @@ class Launching:
             count = 0
             while True:
                 ending = over.wait(self.POLL_S)
-                for key, status in (pair for each in arrivals for pair in each.new()):
+                for key, status in (pair for each in arrivals for pair in each.new().items()):
                     if key not in names:
                         continue
                     count += 1
@@ -186,31 +185,6 @@ def _passing_signals_on(folders: Collection[Path]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class Arrivals:
-    """The runs whose rows came into a folder since they were last asked for, whoever wrote them."""
-
-    def __init__(self, store: RecordStore) -> None:
-        self._store = store
-        self._read: dict[Path, int] = {}
-
-    def new(self) -> list[tuple[str, str]]:
-        """Run key and status of each new run, in the order of the files."""
-        found: dict[str, str] = {}
-        for path in self._store.files():
-            with path.open("rb") as file:
-                file.seek(self._read.get(path, 0))
-                content = file.read()
-            whole = content.rfind(END + END) + 2 * len(END)  # up to the last append that is complete
-            if whole < 2 * len(END):
-                continue
-            self._read[path] = self._read.get(path, 0) + whole
-            for line in content[:whole].splitlines():
-                if line:
-                    row = orjson.loads(line)
-                    found[row["run_key"]] = row["status"]
-        return list(found.items())
 
 
 def _rows(cells: Sequence[PlannedCell]) -> dict[str, list[dict[str, Any]]]:

@@ -65,7 +65,7 @@ class RunNarrator:
         self._say(f"  step {step}/{steps}  loss {loss:.4f}{left}")
 
     def _tell_values(self) -> Status:
-        rows = [row for row in self.cell.store.lines() if row["run_key"] == self.cell.key]
+        rows = self.cell.store.of_run(self.cell.key)
         status = Status.OK
         for row in rows:
             if row["status"] == Status.OK:

@@ -97,6 +97,10 @@ class RecordStore:
         named = (path for path in self.files() if needle in path.read_bytes())
         return [row for path in named for _, row in reader.rows(path) if row["run_key"] == run_key]
 
+    def final(self, run_key: str) -> list[dict[str, Any]]:
+        """The rows of one run that need no repeat; empty where it is to be run."""
+        return [row for row in self.of_run(run_key) if row["status"] not in RETRIED]
+
     def of_runs(self, run_keys: Collection[str]) -> dict[str, list[dict[str, Any]]]:
         """The rows of some runs, all read in one pass; without those that have none."""
         found: dict[str, list[dict[str, Any]]] = {}

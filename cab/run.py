@@ -27,7 +27,7 @@ from cab.device_lock import device_held
 from cab.errors import UNWRITABLE, UserError, one_line, unknown
 from cab.measure.environment import write_manifest
 from cab.measure.memory import peak_extra_bytes
-from cab.records import RETRIED, Record, Status, now
+from cab.records import Record, Status, now
 from cab.samples import check_names, write_samples
 from cab.slots import fill
 from cab.tracking import NoTracker, Tracker
@@ -75,7 +75,7 @@ def execute(
         held.enter_context(
             device_held(cell.device, alone=False, on_wait=lambda: say("another process times on this device; waiting"))
         )
-        others = [row for row in cell.store.of_run(cell.key) if row["status"] not in RETRIED]
+        others = cell.store.final(cell.key)
         return Status(others[-1]["status"]) if others else _execute(cell, tracker or NoTracker(), on_log, say)
 
 

@@ -207,7 +207,9 @@ class PlanningSweeper(Sweeper):
         statuses = Launching(self.launcher, self.say, self.on_cell).run(missing)
         for status in statuses:
             self.summary.count(status)
-        self.summary.failures = _failures(missing, statuses)
+        folder = self.composer.config_dir
+        command = ["cab", "run", *(["--config-dir", str(folder)] if folder is not None else [])]
+        self.summary.failures = _failures(missing, statuses, command)
         if missing:
             self.on_cell()
 
@@ -223,8 +225,8 @@ def _launcher(context: HydraContext, task_function: TaskFunction, config: DictCo
     return launcher
 
 
-def _failures(ran: Sequence[PlannedCell], statuses: Sequence[Status]) -> list[str]:
-    """Two lines for each run without a value: why, and its command."""
+def _failures(ran: Sequence[PlannedCell], statuses: Sequence[Status], command: Sequence[str]) -> list[str]:
+    """Two lines for each run without a value: why, and ``command`` with its overrides."""
     failed = [(item, status) for item, status in zip(ran, statuses, strict=True) if status is not Status.OK]
     reasons: dict[str, str] = {}
     for store in {item.cell.store.folder: item.cell.store for item, _ in failed}.values():
@@ -233,5 +235,5 @@ def _failures(ran: Sequence[PlannedCell], statuses: Sequence[Status]) -> list[st
     lines = []
     for item, status in failed:
         lines.append(f"  {str(status).replace('_', ' ')}: {item.describe()}: {reasons.get(item.cell.key, '')}")
-        lines.append(f"    {shlex.join(['cab', 'run', *item.overrides])}")
+        lines.append(f"    {shlex.join([*command, *item.overrides])}")
     return lines
