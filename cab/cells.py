@@ -150,8 +150,8 @@ def machine_identity(device: str) -> dict[str, Any]:
     }
 
 
-def _search_path(runtime: DictConfig) -> tuple[str, ...]:
-    """The folders of ``--config-dir``."""
+def search_path(runtime: DictConfig) -> tuple[str, ...]:
+    """The folders of ``--config-dir``, as ``hydra.runtime`` knows them."""
     return tuple(
         f"{source['schema']}://{source.path}"
         for source in runtime.config_sources
@@ -186,7 +186,7 @@ def resolve(config: DictConfig, runtime: DictConfig) -> Cell:
     run = OmegaConf.to_object(config)
     assert isinstance(run, Run)
     attention, task = _node(config, "attention"), _node(config, "task")
-    choices, path = runtime.choices, _search_path(runtime)
+    choices, path = runtime.choices, search_path(runtime)
     attention_changed = _changed(config_node("attention", choices["attention"], path), attention)
     task_changed = _changed(config_node("task", choices["task"], path), task)
     with blame_user():

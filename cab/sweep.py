@@ -7,11 +7,13 @@ It is a Hydra :class:`~hydra.plugins.sweeper.Sweeper`, so every Hydra launcher w
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,22 +24,21 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
 from cab.cells import Cell, resolve
 from cab.compose import Composer
-from cab.errors import UserError, one_line, unknown
+from cab.errors import UserError, one_line
 from cab.estimate import Estimator
 from cab.launching import Launching, PlannedCell, duration
 from cab.protocol import require_writable
 from cab.records import Status
 from cab.report.numbers import size
 from cab.run import execute, record_failure
+from cab.sweep_loader import SweepLoader
 from tasks.sources import DataUnavailable
 
 Refusal = tuple[Status, str]
-# Keys of a run that set a value, or a node, of their own and nothing else.
-PLAIN = ("pattern=", "seed=", "attention=")
 
 
 @dataclass
@@ -64,10 +65,18 @@ class SweepSummary:
 def launched(config: DictConfig) -> str:
     """The task function that launchers call: one cell, in whatever process they chose; returns its status."""
     cell = resolve(config, cast(DictConfig, HydraConfig.get().runtime))
+    _spare_imports()
     try:
         return str(execute(cell, tracker=instantiate(cell.config.tracker)))
     except (UserError, DataUnavailable) as error:
         return str(record_failure(cell, Status.ERROR, one_line(error)))
+
+
+@cache
+def _spare_imports() -> None:
+    """Once per process: measuring memory collects garbage in each cell, and what imports made is a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 class PlanningSweeper(Sweeper):
@@ -96,7 +105,8 @@ class PlanningSweeper(Sweeper):
         self.summary = SweepSummary()
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.loader = hydra_context.config_loader
+        self.loader = SweepLoader(hydra_context.config_loader.get_search_path())
+        hydra_context = HydraContext(config_loader=self.loader, callbacks=hydra_context.callbacks)
         self.master = config
         with self.composer.one_line_errors("run"):
             self.launcher: Launcher = _launcher(hydra_context, task_function, config)
@@ -108,35 +118,12 @@ class PlanningSweeper(Sweeper):
             parsed = self.composer.parse(grid)
             with self.composer.one_line_errors("run"):
                 combinations = BasicSweeper.split_arguments(parsed, None)[0]
-            composed: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}
             for overrides in combinations:
-                # Composing takes far longer than all else here; what only sets a value of its own needs it once.
-                options = any(word.startswith("attention.") for word in overrides)
-                plain = [word for word in overrides if word.startswith(PLAIN[:2] if options else PLAIN)]
-                others = tuple(word for word in overrides if word not in plain)
                 with self.composer.one_line_errors("run"):
-                    if others not in composed:
-                        config = self.loader.load_sweep_config(self.master, list(overrides))
-                        with open_dict(config):
-                            composed[others] = (config, config.pop("hydra").runtime)
-                    config, runtime = composed[others]
-                    self._set(config, runtime, plain)
-                    cell = resolve(config, runtime)
+                    config, hydra = self.loader.shared(self.master, overrides)
+                    cell = resolve(config, hydra.runtime)
                 cells.setdefault(f"{cell.store.folder}/{cell.key}", PlannedCell(overrides, cell))
         return list(cells.values())
-
-    def _set(self, config: DictConfig, runtime: DictConfig, plain: list[str]) -> None:
-        """Sets the overrides of ``PLAIN`` in a composed config, as composing with them would."""
-        for override in self.composer.parse(plain):
-            key, value = override.key_or_group, override.value()
-            if key == "attention":
-                if value not in self.composer.options("attention"):
-                    raise unknown("attention", str(value), self.composer.options("attention"))
-                with open_dict(config):
-                    config.attention = self.composer.node("attention", str(value))
-                runtime.choices.attention = value
-            else:
-                OmegaConf.update(config, key, value)
 
     def sweep(self, arguments: list[str]) -> Any:
         """One grid, as Hydra calls it."""

@@ -167,8 +167,12 @@ def gpu_clocks(device: str) -> dict[str, str]:
     return dict(zip(queries, values, strict=True)) if len(values) == len(queries) else {}
 
 
+@cache
 def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout that this package runs from and whether it differs from it; None from a wheel."""
+    """Commit of the checkout that this package runs from and whether it differs from it; None from a wheel.
+
+    As it was when first asked: what is edited later is not what this process has imported.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
