@@ -20,7 +20,7 @@ from cab import device as devices
 from cab import protocol
 from cab.compose import config_node
 from cab.errors import UserError, blame_user
-from cab.measure.environment import hardware_id
+from cab.measure.environment import hardware_id, usable_cores
 from cab.records import RecordStore
 from cab.schema import Run, Trainer
 from cab.settings import Setting
@@ -51,7 +51,12 @@ class Cell:
 
     @property
     def store(self) -> RecordStore:
-        return RecordStore(protocol.folder(self.config.results, self.protocol, hardware_id(self.device)))
+        return RecordStore(protocol.folder(self.config.results, self.protocol, self.hardware))
+
+    @property
+    def hardware(self) -> str:
+        """The machine's name, with how many of its devices train together."""
+        return hardware_id(self.device, self.config.devices)
 
     @property
     def recipe(self) -> Recipe:
@@ -79,7 +84,7 @@ class Cell:
             "code": source_hash(
                 [self.setting.module, self.baseline.module, self.task_target.rpartition(".")[0], "cab.train"]
             ),
-            **machine_identity(self.device),
+            **machine_identity(self.device, self.config.devices),
         }
         return digest(identity)
 
@@ -116,7 +121,7 @@ class Cell:
             "length_kv": target if source is None else source,
             "dtype": self.config.dtype,
             "device": self.device,
-            "hardware": hardware_id(self.device),
+            "hardware": self.hardware,
             "threads": torch.get_num_threads(),
             "level": "model",
             "compiled": False,
@@ -140,11 +145,11 @@ def digest(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def machine_identity(device: str) -> dict[str, Any]:
+def machine_identity(device: str, devices: int = 1) -> dict[str, Any]:
     """What a result depends on besides config and code."""
     return {
         "device": device,
-        "hardware": hardware_id(device),
+        "hardware": hardware_id(device, devices),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -194,14 +199,15 @@ def resolve(config: DictConfig, runtime: DictConfig) -> Cell:
         baseline = Setting.from_node(run.baseline, config_node("attention", run.baseline, path))
     device = devices.resolve_device(run.device)
     devices.resolve_dtype(run.dtype, training=True)
-    devices.resolve_threads(run.threads)
+    count = devices.resolve_devices(run.devices, device)
+    devices.resolve_threads(max(1, usable_cores() // count) if run.threads is None and count > 1 else run.threads)
     overridden: dict[str, Any] = {f"task.{key}": value for key, value in task_changed.items()}
     if run.size != run.protocol.size:
         overridden["size"] = run.size
     if run.seed not in run.protocol.seeds:
         overridden["seed"] = run.seed
     overridden |= {f"trainer.{key}": value for key, value in overridden_recipe(run.trainer).items()}
-    return Cell(
+    cell = Cell(
         config=run,
         task_name=choices["task"],
         task_setting=_named(choices["task"], task_changed),
@@ -213,3 +219,9 @@ def resolve(config: DictConfig, runtime: DictConfig) -> Cell:
         device=device,
         protocol=protocol.effective_name(run.protocol, overridden),
     )
+    if count > 1 and (batches := cell.recipe.accumulate) % count:
+        raise UserError(
+            f"devices={count} cannot share out the {batches} batches of an update evenly: give trainer.accumulate="
+            f"{-(-batches // count) * count}, or another multiple of {count}"
+        )
+    return cell

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from cab.errors import UserError, unknown
+from cab.measure.environment import usable_cores
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -19,6 +20,14 @@ def resolve_device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device 'cuda' is not there: torch sees no CUDA device; allowed here: auto, cpu")
     return name
+
+
+def resolve_devices(count: int, device: str) -> int:
+    """How many devices train together; on the CPU they are processes, which share its cores."""
+    there = torch.cuda.device_count() if device == "cuda" else usable_cores()
+    if not 1 <= count <= there:
+        raise UserError(f"devices={count} is not allowed: 1 to {there} on this machine's {device}")
+    return count
 
 
 def resolve_dtype(name: str, *, training: bool = False) -> torch.dtype:

@@ -33,7 +33,7 @@ VERBS: dict[str, VerbHelp] = {
         """\
         Keys: task=NAME  attention=NAME  pattern=noncausal_self|causal_self|noncausal_cross|causal_cross
               seed=N  size=tiny  slots=one|all  trainer.max_steps=N  attention.OPTION=VALUE  task.OPTION=VALUE
-              results=DIR  device=  dtype=  threads=  tracker=none|wandb|tensorboard
+              results=DIR  device=  devices=N  dtype=  threads=  tracker=none|wandb|tensorboard
         With -m, values separated by commas are swept over, and what is complete is not run again.""",
         (
             ("cab run task=recall attention=performer pattern=causal_self seed=1", "one run"),

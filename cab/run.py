@@ -7,6 +7,7 @@ The way of a number: the config is resolved to a :class:`Cell`, whose key says w
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 
 from attention_zoo.contract import LengthExceeded, Unsupported
 from cab import device as devices
@@ -29,9 +31,19 @@ from cab.measure.environment import write_manifest
 from cab.measure.memory import peak_extra_bytes
 from cab.records import Record, Status, now
 from cab.samples import check_names, write_samples
+from cab.several_devices import Tell, train_together
 from cab.slots import fill
 from cab.tracking import NoTracker, Tracker
-from cab.train import CorruptCheckpoint, Diverged, Learner, Progress, train
+from cab.train import (
+    CorruptCheckpoint,
+    Diverged,
+    Learner,
+    Progress,
+    load_checkpoint,
+    make_fabric,
+    make_optimizer,
+    train,
+)
 from tasks.contract import Artifact, Recipe, Scores, Slots, Task
 from tasks.sources import DataUnavailable
 from tasks.whole_file import write_whole
@@ -185,13 +197,12 @@ def _measure(
         }
         for metric in task.card.metrics
     ]
-    peak = _training_memory(cell, model, recipe, dtype)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     for name, value, unit, better in (
         ("steps_per_s", progress.step / progress.seconds, "steps/s", True),
         ("tokens_per_s", progress.tokens / progress.seconds, "tokens/s", True),
         ("train_time_s", progress.seconds, "s", False),
-        ("peak_extra_bytes", peak, "B", False),
+        *_training_memory(cell, model, recipe, dtype),
         ("parameters", parameters, "parameters", False),
     ):
         rows.append({"metric": name, "value": float(value), "unit": unit, "higher_is_better": better, "phase": "train"})
@@ -261,29 +272,63 @@ def _trained(
     for _ in range(2):
         model = build_model(cell)
         with contextlib.suppress(CorruptCheckpoint):
-            progress = train(
-                cell.task,
-                model,
-                recipe,
-                seed=cell.config.seed,
-                dtype=dtype,
-                checkpoint=_checkpoint(cell),
-                checkpoint_interval_s=cell.config.trainer.checkpoint_interval_s,
-                log_every=cell.config.trainer.log_every,
-                on_log=log,
-                warn=say,
-            )
+            if cell.config.devices == 1:
+                return model, _train(cell, model, make_fabric(torch.device(cell.device), dtype), log, say)
+            state = _checkpoint(cell), model, make_optimizer(model, recipe)
+            progress = load_checkpoint(*state, say)
+            if progress.step < recipe.max_steps:
+                train_together(
+                    functools.partial(_train_share, cell),
+                    device=cell.device,
+                    devices=cell.config.devices,
+                    dtype=dtype,
+                    heard=lambda message: log(*message) if isinstance(message, tuple) else say(message),
+                )
+                progress = load_checkpoint(*state, say)
             return model, progress
     raise RuntimeError(f"the checkpoint {_checkpoint(cell)} cannot be removed")
+
+
+def _train(cell: Cell, model: torch.nn.Module, fabric: Fabric, on_log: OnLog, warn: Callable[[str], None]) -> Progress:
+    return train(
+        cell.task,
+        model,
+        cell.recipe,
+        seed=cell.config.seed,
+        fabric=fabric,
+        checkpoint=_checkpoint(cell),
+        checkpoint_interval_s=cell.config.trainer.checkpoint_interval_s,
+        log_every=cell.config.trainer.log_every,
+        on_log=on_log,
+        warn=warn,
+    )
+
+
+def _train_share(cell: Cell, fabric: Fabric, tell: Tell) -> None:
+    """In one of the processes that train together."""
+    model = build_model(cell).to(fabric.device)
+
+    def log(step: int, loss: float) -> None:
+        if fabric.is_global_zero:
+            tell((step, loss))
+
+    _train(cell, model, fabric, log, tell)
 
 
 def _checkpoint(cell: Cell) -> Path:
     return cell.store.folder / "checkpoints" / f"{cell.key}.pt"
 
 
-def _training_memory(cell: Cell, model: torch.nn.Module, recipe: Recipe, dtype: torch.dtype) -> int:
-    """Peak extra bytes of one update (forward, backward, optimiser) over model, optimiser state and batches."""
-    learner = Learner(cell.task, model, recipe, dtype)
+def _training_memory(
+    cell: Cell, model: torch.nn.Module, recipe: Recipe, dtype: torch.dtype
+) -> list[tuple[str, float, str, bool]]:
+    """Peak extra bytes of one update (forward, backward, optimiser) over model, optimiser state and batches.
+
+    Not where several devices train together: one process alone does not hold what they exchange.
+    """
+    if cell.config.devices > 1:
+        return []
+    learner = Learner(cell.task, model, recipe, make_fabric(torch.device(cell.device), dtype))
     drawn = itertools.islice(cell.task.batches("train", cell.config.seed), recipe.accumulate)
     batches = [learner.fabric.to_device(dict(batch)) for batch in drawn]
     model.train()
@@ -294,7 +339,7 @@ def _training_memory(cell: Cell, model: torch.nn.Module, recipe: Recipe, dtype: 
     def update() -> None:
         learner.update(batches)
 
-    return peak_extra_bytes(update, device=cell.device)
+    return [("peak_extra_bytes", peak_extra_bytes(update, device=cell.device), "B", False)]
 
 
 def unit_arrays(scores: Scores) -> dict[str, np.ndarray]:

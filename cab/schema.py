@@ -157,6 +157,7 @@ class Run(Common):
 
     ``pattern`` None is the task's primary one. ``slots`` is ``one`` (the pattern's slots, exact attention in the
     others) or ``all`` (every slot that the mechanism supports). ``baseline`` is the exact attention of the others.
+    ``devices`` train together (DDP): an update's ``trainer.accumulate`` batches are shared out among them.
     """
 
     task: Any = MISSING
@@ -169,6 +170,7 @@ class Run(Common):
     seed: int = 1
     slots: str = "one"
     baseline: str = "sdpa"
+    devices: int = 1
 
 
 @dataclass

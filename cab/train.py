@@ -69,13 +69,16 @@ _PRECISION: Mapping[torch.dtype, Literal["32-true", "bf16-mixed", "64-true"]] = 
 }
 
 
-def make_fabric(device: torch.device, dtype: torch.dtype) -> Fabric:
-    """Fabric on one device."""
+def make_fabric(device: torch.device, dtype: torch.dtype, devices: int = 1) -> Fabric:
+    """Fabric on one device, or (in each of the processes that train together) on the first ``devices``, by DDP."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces every precision
-    devices = [device.index or 0] if device.type == "cuda" else 1
-    # One process, whoever started it: Fabric would take a cell in a job of Slurm for a part of a larger training.
     return Fabric(
-        accelerator=device.type, devices=devices, precision=_PRECISION[dtype], plugins=[LightningEnvironment()]
+        accelerator=device.type,
+        devices=[device.index or 0] if device.type == "cuda" and devices == 1 else devices,
+        strategy="auto" if devices == 1 else "ddp",
+        precision=_PRECISION[dtype],
+        # Whoever started the process: Fabric would take a cell in a job of Slurm for a part of a larger training.
+        plugins=[LightningEnvironment()],
     )
 
 
@@ -84,21 +87,28 @@ class Learner:
 
     Args:
         model: trained in place, on the device where it is.
-        dtype: of the arithmetic; bfloat16 means autocast.
+        fabric: says where and in which precision; None: on that one device, in float32.
     """
 
-    def __init__(self, task: Task, model: nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, task: Task, model: nn.Module, recipe: Recipe, fabric: Fabric | None = None) -> None:
         self.task, self.recipe = task, recipe
-        self.fabric = make_fabric(next(model.parameters()).device, dtype)
+        self.fabric = fabric or make_fabric(next(model.parameters()).device, torch.float32)
         if recipe.activation_checkpointing:
             recompute_activations(model)
         self.model, self.optimizer = self.fabric.setup(model, make_optimizer(model, recipe))
 
-    def update(self, batches: Sequence[Batch]) -> Tensor:
-        """One update from the mean of the batches' losses; returns it (detached)."""
+    def update(self, batches: Sequence[Batch], seeds: Sequence[int] = ()) -> Tensor:
+        """One update from the mean of the batches' losses; returns it (detached).
+
+        Args:
+            batches: of this process; those of several processes are as many.
+            seeds: of torch's random state at each batch, where given.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         total = None
         for number, batch in enumerate(batches, start=1):
+            if seeds:
+                torch.manual_seed(seeds[number - 1])
             # Gradients of several devices meet once, after the last batch.
             with self.fabric.no_backward_sync(self.model, enabled=number < len(batches)), self.fabric.autocast():
                 loss = self.task.loss(self.model, self.fabric.to_device(dict(batch))) / len(batches)
@@ -172,13 +182,22 @@ class CorruptCheckpoint(RuntimeError):
     """The checkpoint was damaged and is removed; the caller builds the model anew."""
 
 
+def _mean(fabric: Fabric, value: Tensor) -> float:
+    """Over the processes that train together."""
+    if fabric.world_size > 1:
+        reduced = fabric.all_reduce(value, reduce_op="mean")
+        assert isinstance(reduced, Tensor)
+        value = reduced
+    return float(value)
+
+
 def train(
     task: Task,
     model: nn.Module,
     recipe: Recipe,
     *,
     seed: int,
-    dtype: torch.dtype = torch.float32,
+    fabric: Fabric | None = None,
     checkpoint: Path | None = None,
     checkpoint_interval_s: float = 30.0,
     log_every: int = 10,
@@ -187,30 +206,35 @@ def train(
 ) -> Progress:
     """Trains ``model`` in place to ``recipe.max_steps``.
 
+    Where several processes train together, each calls this with its ``fabric`` and takes its share of the batches of
+    an update; they stop together, the first of them keeps the checkpoint, and that of the last step stays.
+
     Raises:
         Diverged: the loss is not finite.
         KeyboardInterrupt: after SIGINT or SIGTERM, with the checkpoint written.
     """
     device = next(model.parameters()).device
-    learner = Learner(task, model, recipe, dtype)
-    optimizer = learner.optimizer
+    learner = Learner(task, model, recipe, fabric)
+    fabric, optimizer = learner.fabric, learner.optimizer
+    together = fabric.world_size > 1
     progress = Progress() if checkpoint is None else load_checkpoint(checkpoint, model, optimizer, warn)
     model.train()
     batches = task.batches("train", seed, start=progress.step * recipe.accumulate)
+    order, own = range(recipe.accumulate), slice(fabric.global_rank, None, fabric.world_size)
     saved = time.monotonic()
     with Interruption().watching() as interruption:
         while progress.step < recipe.max_steps:
             begin = time.perf_counter()
-            torch.manual_seed(derived_seed(seed, "step", progress.step))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, progress.step)
             drawn = list(itertools.islice(batches, recipe.accumulate))
-            loss = learner.update(drawn)
+            seeds = [derived_seed(seed, "step", progress.step, *([number] if number else [])) for number in order]
+            loss = learner.update(drawn[own], seeds[own])
             progress.step += 1
             progress.tokens += sum(task.tokens(batch) for batch in drawn)
             last = progress.step == recipe.max_steps
             if progress.step % log_every == 0 or last or progress.step == 1:
-                value = float(loss)
+                value = _mean(fabric, loss)
                 if not math.isfinite(value):
                     raise Diverged(f"the loss is {value} at step {progress.step}")
                 progress.logged_steps.append(progress.step)
@@ -220,7 +244,10 @@ def train(
                 torch.cuda.synchronize(device)
             progress.seconds += time.perf_counter() - begin
             cut = interruption.signal is not None
-            if checkpoint is not None and (cut or time.monotonic() - saved >= checkpoint_interval_s):
+            if together:  # a process that stopped alone would leave the others waiting for its gradients
+                cut = _mean(fabric, torch.tensor(float(cut), device=device)) > 0
+            due = cut or (together and last) or time.monotonic() - saved >= checkpoint_interval_s
+            if checkpoint is not None and due and fabric.is_global_zero:
                 save_checkpoint(checkpoint, model, optimizer, progress)
                 saved = time.monotonic()
             if cut:

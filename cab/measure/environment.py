@@ -38,11 +38,14 @@ ENVIRONMENT_FLAGS = (
 )
 
 
-def hardware_id(device: str) -> str:
+def hardware_id(device: str, devices: int = 1) -> str:
     """A slug that names the machine: ``intel-xeon-platinum-8481c-2-cores``; on CUDA the GPU's name.
 
     The same in every process of a machine, and for every machine of one kind. Cores are those this process may use.
+    Several devices that work together are other hardware than one: ``4x-nvidia-h100``.
     """
+    if devices > 1:
+        return f"{devices}x-{hardware_id(device)}"
     if device.startswith("cuda"):
         import torch
 

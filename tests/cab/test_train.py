@@ -23,6 +23,7 @@ from cab.train import (
     Learner,
     learning_rate,
     load_checkpoint,
+    make_fabric,
     make_optimizer,
     save_checkpoint,
     train,
@@ -161,7 +162,7 @@ def test_accumulated_batches_are_as_one_large_batch(composer: Composer, tmp_path
     whole = {"tokens": torch.cat([part["tokens"] for part in parts])}
     models = [build_model(run).double() for _ in range(2)]
     losses = [
-        Learner(run.task, model, recipe, torch.float64).update(batches)
+        Learner(run.task, model, recipe, make_fabric(torch.device("cpu"), torch.float64)).update(batches)
         for model, batches in zip(models, (parts, [whole]), strict=True)
     ]
     # Sums of three means of eight in another order, in float64; Adam divides a gradient by its own size.

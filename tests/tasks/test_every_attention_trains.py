@@ -24,7 +24,7 @@ from attention_zoo.contract import Attention, Pattern, Support
 from cab.settings import Setting
 from cab.slots import fill
 from cab.task_settings import make_task
-from cab.train import Learner
+from cab.train import Learner, make_fabric
 from tasks import bible, text
 from tasks.contract import SlotFactory, Split, Task
 from tasks.lstf import registry as weather
@@ -211,7 +211,7 @@ def one_step(
     and its largest gradient in units of the layer's largest."""
     task, batch = task_and_batch(task_name, pattern)
     model = task.build_model(fill(setting, SETTINGS["sdpa"], slot, seed=1)).train()
-    learner = Learner(task, model, task.recipe, dtype)
+    learner = Learner(task, model, task.recipe, make_fabric(torch.device("cpu"), dtype))
     layers = [part for part in model.modules() if isinstance(part, setting.kind) and part.pattern is slot]
     assert layers
     before = [{key: p.detach().clone() for key, p in layer.named_parameters()} for layer in layers]
