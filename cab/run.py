@@ -185,22 +185,36 @@ def _measure(
         }
         for metric in task.card.metrics
     ]
-    peak = _training_memory(cell, model, recipe, dtype)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    for name, value, unit, better in (
-        ("steps_per_s", progress.step / progress.seconds, "steps/s", True),
-        ("tokens_per_s", progress.tokens / progress.seconds, "tokens/s", True),
-        ("train_time_s", progress.seconds, "s", False),
-        ("peak_extra_bytes", peak, "B", False),
-        ("parameters", parameters, "parameters", False),
-    ):
-        rows.append({"metric": name, "value": float(value), "unit": unit, "higher_is_better": better, "phase": "train"})
+    rows += _costs(cell, model, recipe, dtype, progress)
     tracker.finish({row["metric"]: row["value"] for row in rows})
     arrays = unit_arrays(scores) | {
         "curve/step": np.array(progress.logged_steps),
         "curve/loss": np.array(progress.logged_losses),
     }
     return rows, arrays, artifacts
+
+
+def _costs(
+    cell: Cell, model: torch.nn.Module, recipe: Recipe, dtype: torch.dtype, progress: Progress
+) -> list[dict[str, Any]]:
+    """What the training took; of a run without a step, which has no training, the memory of a forward pass."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if recipe.max_steps:
+        phase = "train"
+        figures = [
+            ("steps_per_s", progress.step / progress.seconds, "steps/s", True),
+            ("tokens_per_s", progress.tokens / progress.seconds, "tokens/s", True),
+            ("train_time_s", progress.seconds, "s", False),
+            ("peak_extra_bytes", _training_memory(cell, model, recipe, dtype), "B", False),
+        ]
+    else:
+        phase = "inference"
+        figures = [("peak_extra_bytes", _forward_memory(cell, model), "B", False)]
+    figures.append(("parameters", parameters, "parameters", False))
+    return [
+        {"metric": name, "value": float(value), "unit": unit, "higher_is_better": better, "phase": phase}
+        for name, value, unit, better in figures
+    ]
 
 
 def _samples(cell: Cell, model: torch.nn.Module, say: Callable[[str], None]) -> list[Artifact]:
@@ -295,6 +309,20 @@ def _training_memory(cell: Cell, model: torch.nn.Module, recipe: Recipe, dtype: 
         learner.update(batches)
 
     return peak_extra_bytes(update, device=cell.device)
+
+
+def _forward_memory(cell: Cell, model: torch.nn.Module) -> int:
+    """Peak extra bytes of the loss of a training batch over model and batch, no gradient recorded."""
+    batch = {
+        name: tensor.to(cell.device) for name, tensor in next(cell.task.batches("train", cell.config.seed)).items()
+    }
+    model.eval()
+
+    def forward() -> None:
+        with torch.inference_mode():
+            cell.task.loss(model, batch)
+
+    return peak_extra_bytes(forward, device=cell.device, warm=forward)
 
 
 def unit_arrays(scores: Scores) -> dict[str, np.ndarray]:
