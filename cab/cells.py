@@ -129,14 +129,15 @@ class Cell:
 
 
 _RECIPE = ("max_steps", "learning_rate", "accumulate", "activation_checkpointing")
+_LEAST = {"max_steps": 0, "accumulate": 1}
 
 
 def overridden_recipe(trainer: Trainer) -> dict[str, Any]:
     """What the trainer config says otherwise than the task's recipe."""
     said = {key: getattr(trainer, key) for key in _RECIPE}
-    for key in ("max_steps", "accumulate"):
-        if said[key] is not None and said[key] < 1:
-            raise UserError(f"trainer.{key}={said[key]} is not allowed: a whole number of at least 1")
+    for key, least in _LEAST.items():
+        if said[key] is not None and said[key] < least:
+            raise UserError(f"trainer.{key}={said[key]} is not allowed: a whole number of at least {least}")
     return {key: value for key, value in said.items() if value is not None}
 
 

@@ -20,7 +20,8 @@ _LIKE = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one run; None where no like run is recorded. ``bytes`` is the peak of a step beyond model and batch."""
+    """Of one run; None where no like run is recorded. ``bytes`` is the peak of a step, or of a forward pass where a run
+    has no steps, beyond model and batch."""
 
     seconds: float | None
     bytes: float | None
@@ -33,11 +34,12 @@ class Estimator:
         self._seconds: dict[tuple[Any, ...], list[float]] = {}
         self._bytes: dict[tuple[Any, ...], list[float]] = {}
         for row in rows:
-            if row["status"] != Status.OK or row.get("level") != "model" or row.get("phase") != "train":
+            if row["status"] != Status.OK or row.get("level") != "model" or not row.get("task"):
                 continue
             for names in _LIKE:
                 key = (names, *(row.get(name) for name in names), row.get("dtype"), row.get("threads"))
-                if row["metric"] == "train_time_s" and row.get("duration_s") is not None:
+                # Of the rows of a run, which share its duration, one that every run has.
+                if row["metric"] == "parameters" and row.get("duration_s") is not None:
                     self._seconds.setdefault(key, []).append(float(row["duration_s"]))
                 if row["metric"] == "peak_extra_bytes":
                     self._bytes.setdefault(key, []).append(float(row["value"]))

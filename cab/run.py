@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import json
 import time
 import traceback
@@ -28,8 +27,8 @@ from cab.claims import claimed
 from cab.device_lock import device_held
 from cab.errors import UNWRITABLE, UserError, one_line, unknown
 from cab.measure.environment import write_manifest
-from cab.measure.memory import peak_extra_bytes
 from cab.records import Record, Status, now
+from cab.run_costs import cost_rows
 from cab.samples import check_names, write_samples
 from cab.several_devices import Tell, train_together
 from cab.slots import fill
@@ -37,7 +36,6 @@ from cab.tracking import NoTracker, Tracker
 from cab.train import (
     CorruptCheckpoint,
     Diverged,
-    Learner,
     Progress,
     load_checkpoint,
     make_fabric,
@@ -197,15 +195,7 @@ def _measure(
         }
         for metric in task.card.metrics
     ]
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    for name, value, unit, better in (
-        ("steps_per_s", progress.step / progress.seconds, "steps/s", True),
-        ("tokens_per_s", progress.tokens / progress.seconds, "tokens/s", True),
-        ("train_time_s", progress.seconds, "s", False),
-        *_training_memory(cell, model, recipe, dtype),
-        ("parameters", parameters, "parameters", False),
-    ):
-        rows.append({"metric": name, "value": float(value), "unit": unit, "higher_is_better": better, "phase": "train"})
+    rows += cost_rows(cell, model, dtype, progress)
     tracker.finish({row["metric"]: row["value"] for row in rows})
     arrays = unit_arrays(scores) | {
         "curve/step": np.array(progress.logged_steps),
@@ -317,29 +307,6 @@ def _train_share(cell: Cell, fabric: Fabric, tell: Tell) -> None:
 
 def _checkpoint(cell: Cell) -> Path:
     return cell.store.folder / "checkpoints" / f"{cell.key}.pt"
-
-
-def _training_memory(
-    cell: Cell, model: torch.nn.Module, recipe: Recipe, dtype: torch.dtype
-) -> list[tuple[str, float, str, bool]]:
-    """Peak extra bytes of one update (forward, backward, optimiser) over model, optimiser state and batches.
-
-    Not where several devices train together: one process alone does not hold what they exchange.
-    """
-    if cell.config.devices > 1:
-        return []
-    learner = Learner(cell.task, model, recipe, make_fabric(torch.device(cell.device), dtype))
-    drawn = itertools.islice(cell.task.batches("train", cell.config.seed), recipe.accumulate)
-    batches = [learner.fabric.to_device(dict(batch)) for batch in drawn]
-    model.train()
-    learner.update(batches)
-    # Gradients of the first update would be freed inside the measured one, and be subtracted from its peak.
-    learner.optimizer.zero_grad(set_to_none=True)
-
-    def update() -> None:
-        learner.update(batches)
-
-    return [("peak_extra_bytes", peak_extra_bytes(update, device=cell.device), "B", False)]
 
 
 def unit_arrays(scores: Scores) -> dict[str, np.ndarray]:

@@ -33,6 +33,7 @@ MISTAKES = [
     (["run", "task=first_token", "attention=performer", "attention.num_features=many"], ["num_features", "'many'"]),
     (["run", "task=first_token", "task.batch_size=0"], ["batch_size=0"]),
     (["run", "task=first_token", "trainer.accumulate=0"], ["trainer.accumulate=0", "at least 1"]),
+    (["run", "task=first_token", "trainer.max_steps=-1"], ["trainer.max_steps=-1", "at least 0"]),
     (["run", "task=first_token", "seed=[1,2]"], ["seed takes one value, not the list [1,2]", "-m seed=1,2"]),
     (["run", "task=first_token", "seed=1,2"], ["several values", "-m"]),
     (["run", "task=first_token", "attention=[linear,sdpa]"], ["attention takes one value", "-m"]),

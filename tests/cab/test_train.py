@@ -12,6 +12,7 @@ from omegaconf import open_dict
 from attention_zoo.contract import Pattern
 from cab.cells import Cell, resolve
 from cab.compose import Composer
+from cab.estimate import Estimator
 from cab.records import Status
 from cab.report.exports import tables_of
 from cab.report.make import make_report
@@ -193,6 +194,42 @@ def test_a_run_records_what_was_promised(composer: Composer, tmp_path: Path) -> 
     assert units["values/accuracy"].mean() == pytest.approx(rows["accuracy"]["value"])
     floors = [row for row in run.store.lines() if str(row["setting"]).startswith("floor:")]
     assert [(row["setting"], row["value"]) for row in floors] == [("floor:uniform", 0.125)]
+
+
+def test_a_run_without_a_step_scores_the_model_as_built_and_says_nothing_of_training(
+    composer: Composer, tmp_path: Path
+) -> None:
+    run = cell(composer, tmp_path, "attention=linear", "trainer.max_steps=0")
+    assert execute(run) is Status.OK
+    rows = {row["metric"]: row for row in run.store.lines() if row["run_key"] == run.key}
+    assert {name: row["phase"] for name, row in rows.items()} == {
+        "accuracy": "evaluate",
+        "peak_extra_bytes": "inference",
+        "parameters": "inference",
+    }
+    built = build_model(run).eval()
+    with torch.inference_mode():
+        (accuracy,) = run.task.evaluate(built, "test").values.values()
+    assert rows["accuracy"]["value"] == accuracy.mean()
+    # The embedded tokens of a batch alone: 8 sequences of 12 positions of 16 floats.
+    assert rows["peak_extra_bytes"]["value"] >= 4 * 8 * 12 * 16
+    assert run.store.read_units(run.key)["curve/step"].size == 0
+    assert run.key in run.store.complete()
+    estimate = Estimator(run.store.lines()).of(run)
+    assert estimate.bytes == rows["peak_extra_bytes"]["value"]
+    assert estimate.seconds == rows["parameters"]["duration_s"]
+
+
+def test_the_page_of_a_run_without_a_step_has_its_score_and_no_training_table(
+    composer: Composer, tmp_path: Path
+) -> None:
+    titles = []
+    for steps in (0, 2):
+        run = cell(composer, tmp_path / str(steps), f"trainer.max_steps={steps}")
+        assert execute(run) is Status.OK
+        titles.append({table.caption for table in tables_of(make_report(run.store.folder, figures=False).book)})
+    assert titles[1] - titles[0] == {"Training runs"}
+    assert not titles[0] - titles[1]
 
 
 def test_samples_stand_beside_the_records_and_the_report_leads_to_them(composer: Composer, tmp_path: Path) -> None:
