@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from math import inf, prod
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import AnyNode, DictConfig, FloatNode, IntegerNode, OmegaConf
 
@@ -170,7 +170,7 @@ def _require_searchable(override: Override) -> None:
             f"{override.input_line}: {key} is fixed in a search, as its values would be scored on other terms; "
             "what can be searched: attention, attention.OPTION, trainer.OPTION, task.OPTION"
         )
-    for tag in override.value().tags:  # type: ignore[union-attr]  # a sweep
+    for tag in getattr(override.value(), "tags", ()):  # a glob has none
         if tag not in TAGS:
             raise unknown("tag", tag, TAGS)
 
@@ -187,7 +187,7 @@ def _values(override: Override) -> Values:
         raise UserError(f"{override.input_line}: {error}") from error
     if not values:
         raise UserError(f"{override.input_line}: no value at all")
-    return Values(key, override.get_value_string(), values, ordered=not isinstance(sweep, ChoiceSweep | list))
+    return Values(key, override.get_value_string(), values, ordered=override.is_range_sweep())
 
 
 def _between(override: Override) -> Between:

@@ -21,7 +21,7 @@ from cab.compose import Composer
 from cab.errors import UserError
 from cab.launching import duration
 from cab.protocol import require_writable
-from cab.records import RETRIED
+from cab.records import RETRIED, Status
 from cab.schema import Run, Tune
 from cab.search_space import Space, space_of
 from cab.searches import Outcome, Trial
@@ -138,7 +138,7 @@ class Search:
             words = self.space.overrides(proposal.params)
             if words in trials:
                 repeats += 1
-                self._tell(study, proposal, trials[words])
+                tell(study, proposal, trials[words].status, trials[words].value)
                 continue
             repeats, begin, cell = 0, time.monotonic(), self._cell(words)
             recorded = bool(cell.store.final(cell.key))
@@ -148,7 +148,7 @@ class Search:
                 ended(cell, say=self._say)
             trials[words] = trial = Trial.recorded(words, cell, self.metric)
             _require_same_units([each for each in trials.values() if each.value is not None])
-            self._tell(study, proposal, trial)
+            tell(study, proposal, trial.status, trial.value)
             took = time.monotonic() - begin
             spent, ran = (spent, ran) if recorded else (spent + took, ran + 1)
             left = f"; about {duration(spent / ran * (wanted - len(trials)))} left" if ran else ""
@@ -157,19 +157,6 @@ class Search:
             so_far = f"; best so far {best.value:.6g}" if best is not None else ""
             self._say(f"[{len(trials)}/{wanted:.0f}] {' '.join(words)}: {trial.said(self.metric)} ({how}{so_far})")
         return list(trials.values())
-
-    def _tell(self, study: Study, proposal: Proposal, trial: Trial) -> None:
-        """What the sampler learns of a trial.
-
-        A setting that has no value for a reason of its own is *pruned*: TPE counts it among the worst, without a number
-        having to be made up. An error says nothing about the setting, and a repeat may mend it: *failed*, which TPE
-        leaves out.
-        """
-        state = self.optuna.trial.TrialState
-        if trial.value is not None:
-            study.tell(proposal, trial.value)
-        else:
-            study.tell(proposal, state=state.FAIL if trial.status in RETRIED else state.PRUNED)
 
     def _outcome(self, trials: Sequence[Trial]) -> Outcome:
         best = Trial.best(trials, self.metric)
@@ -196,6 +183,21 @@ class Search:
             command=("cab", "run", *(["--config-dir", str(folder)] if folder is not None else []), *options),
             chosen=cell_of(self._composer, "run", options) if best is not None else None,
         )
+
+
+def tell(study: Study, proposal: Proposal, status: Status, value: float | None) -> None:
+    """What the sampler learns of a trial.
+
+    A setting that has no value for a reason of its own is *pruned*: TPE counts it among the worst, without a number
+    having to be made up. An error says nothing about the setting, and a repeat may mend it: *failed*, which TPE leaves
+    out.
+    """
+    from optuna.trial import TrialState
+
+    if status is Status.OK:
+        study.tell(proposal, value)
+    else:
+        study.tell(proposal, state=TrialState.FAIL if status in RETRIED else TrialState.PRUNED)
 
 
 def _require_same(first: Cell, other: Cell) -> None:
