@@ -19,14 +19,16 @@ from attention_zoo.contract import Pattern
 from cab import device as devices
 from cab import protocol
 from cab.compose import config_node
-from cab.errors import UserError, blame_user
+from cab.errors import UserError, blame_user, unknown
 from cab.measure.environment import hardware_id, usable_cores
 from cab.records import RecordStore
 from cab.schema import Run, Trainer
 from cab.settings import Setting
 from cab.source_hash import source_hash
 from cab.task_settings import make_task, resolve_pattern
-from tasks.contract import Recipe, Task
+from tasks.contract import Recipe, Split, Task
+
+EVALUATED: tuple[Split, ...] = ("test", "validation")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class Cell:
         return replace(recipe, warmup_steps=min(recipe.warmup_steps, recipe.max_steps))
 
     @property
+    def split(self) -> Split:
+        """What the run is evaluated on."""
+        return next(split for split in EVALUATED if split == self.config.split)
+
+    @property
     def unsupported(self) -> str | None:
         """The card's reason where the mechanism has no form for the pattern."""
         return self.setting.card.unsupported.get(self.pattern)
@@ -85,6 +92,7 @@ class Cell:
                 [self.setting.module, self.baseline.module, self.task_target.rpartition(".")[0], "cab.train"]
             ),
             **machine_identity(self.device, self.config.devices),
+            **self._other_split,
         }
         return digest(identity)
 
@@ -93,8 +101,17 @@ class Cell:
         """Key of the task's floors, which no mechanism enters."""
         module = self.task_target.rpartition(".")[0]
         return digest(
-            {"task": [self.task_target, dict(self.task_options), self.pattern], "code": source_hash([module])}
+            {
+                "task": [self.task_target, dict(self.task_options), self.pattern],
+                "code": source_hash([module]),
+                **self._other_split,
+            }
         )
+
+    @property
+    def _other_split(self) -> dict[str, str]:
+        """The split in a key, where it is not the one of results."""
+        return {} if self.split == "test" else {"split": self.split}
 
     def resolved(self) -> dict[str, Any]:
         """The resolved config, with the names that were chosen."""
@@ -200,6 +217,8 @@ def resolve(config: DictConfig, runtime: DictConfig) -> Cell:
         baseline = Setting.from_node(run.baseline, config_node("attention", run.baseline, path))
     device = devices.resolve_device(run.device)
     devices.resolve_dtype(run.dtype, training=True)
+    if run.split not in EVALUATED:
+        raise unknown("split", run.split, EVALUATED)
     count = devices.resolve_devices(run.devices, device)
     devices.resolve_threads(max(1, usable_cores() // count) if run.threads is None and count > 1 else run.threads)
     overridden: dict[str, Any] = {f"task.{key}": value for key, value in task_changed.items()}
@@ -208,6 +227,8 @@ def resolve(config: DictConfig, runtime: DictConfig) -> Cell:
     if run.seed not in run.protocol.seeds:
         overridden["seed"] = run.seed
     overridden |= {f"trainer.{key}": value for key, value in overridden_recipe(run.trainer).items()}
+    if run.split != "test":
+        overridden = {"split": run.split}  # no row of a board, whatever else it says; all trials of a search together
     cell = Cell(
         config=run,
         task_name=choices["task"],

@@ -70,7 +70,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     if found.get("--cfg", "job") not in _SHOWN:
         raise unknown("--cfg", found["--cfg"], _SHOWN)
     if "--multirun" in found and verb != "run":
-        raise UserError(f"--multirun goes with run; {verb} takes lists, such as attentions=[softmax,linear]")
+        raise UserError(f"--multirun goes with run; how {verb} takes several values: 'cab {verb} --help'")
     for word in overrides:
         if ("=" not in word and not word.startswith("~")) or word.startswith("="):
             raise UserError(f"cannot read {word!r}: give KEY=VALUE; see 'cab {verb} --help'")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from cab import schema
 from cab.cli import EXIT_FAILED, Arguments
 from cab.compose import Composer
 from cab.errors import UserError, one_line
+from cab.mistakes import check_sweeps
 
 if TYPE_CHECKING:
     from cab.cells import Cell
@@ -41,13 +42,38 @@ def dispatch(arguments: Arguments) -> int:
 
 def show_config(composer: Composer, arguments: Arguments) -> int:
     """``--cfg``: the composed config as YAML."""
-    config = composer.compose(arguments.verb, arguments.overrides, with_hydra=True)
+    config = SHOWN.get(arguments.verb, _composed)(composer, arguments)
     with open_dict(config):
         hydra = config.pop("hydra")
     shown = {"job": config, "hydra": hydra, "all": OmegaConf.merge({"hydra": hydra}, config)}[arguments.show or "job"]
     with composer.one_line_errors(arguments.verb):
         print(OmegaConf.to_yaml(shown, resolve=arguments.resolve), end="")
     return 0
+
+
+def _composed(composer: Composer, arguments: Arguments) -> DictConfig:
+    return composer.compose(arguments.verb, arguments.overrides, with_hydra=True)
+
+
+def _composed_search(composer: Composer, arguments: Arguments) -> DictConfig:
+    """What is fixed, with the space as the verb will fill it in."""
+    from cab.tune import take_apart
+
+    asked = take_apart(composer, arguments.overrides)
+    config = composer.compose(arguments.verb, asked.fixed, with_hydra=True)
+    config.space = asked.space.texts()
+    return config
+
+
+def cell_of(composer: Composer, verb: str, overrides: Sequence[str]) -> Cell:
+    """One run, resolved from overrides of ``run`` or of a verb that takes the same."""
+    from cab.cells import resolve
+
+    config = composer.compose(verb, overrides, with_hydra=True)
+    with open_dict(config):
+        runtime = config.pop("hydra").runtime
+    with composer.one_line_errors(verb):
+        return resolve(config, runtime)
 
 
 def typed(composer: Composer, arguments: Arguments) -> Any:
@@ -59,21 +85,23 @@ def typed(composer: Composer, arguments: Arguments) -> Any:
 
 def run(composer: Composer, arguments: Arguments) -> int:
     """One run, or with ``-m`` a sweep. A sweep fails (1) where a run ended in an error."""
-    from cab.cells import resolve
     from cab.progress import RunNarrator
     from cab.records import RETRIED, Status
 
+    check_sweeps(composer.parse(arguments.overrides))
     if arguments.multirun:
         summary = sweep(composer, [list(arguments.overrides)])
         print(summary)
         return EXIT_FAILED if any(status in summary.ended for status in RETRIED) else 0
-    config = composer.compose("run", arguments.overrides, with_hydra=True)
-    with open_dict(config):
-        runtime = config.pop("hydra").runtime
-    with composer.one_line_errors("run"):
-        cell = resolve(config, runtime)
-    status = RunNarrator(cell).run()
+    status = RunNarrator(cell_of(composer, "run", arguments.overrides)).run()
     return 0 if status is Status.OK else EXIT_FAILED
+
+
+def tune(composer: Composer, arguments: Arguments) -> int:
+    """A search; fails (1) where it finds nothing, or a trial ended in an error."""
+    from cab.tune import tune as run_tune
+
+    return 0 if run_tune(composer, arguments.overrides) else EXIT_FAILED
 
 
 def sweep(
@@ -182,8 +210,10 @@ def submit(composer: Composer, arguments: Arguments) -> int:
     return 0
 
 
+SHOWN: dict[str, Callable[[Composer, Arguments], DictConfig]] = {"tune": _composed_search}
 COMMANDS: dict[str, Callable[[Composer, Arguments], int]] = {
     "run": run,
+    "tune": tune,
     "leaderboard": leaderboard,
     "efficiency": efficiency,
     "check": check,

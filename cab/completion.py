@@ -81,19 +81,23 @@ def _overrides(verb: str, given: list[str], current: str) -> list[str]:
     from omegaconf.errors import OmegaConfBaseException
 
     from cab.compose import Composer
+    from cab.errors import UserError
+    from cab.schema import VERBS as SCHEMAS
+    from cab.schema import Run
 
+    of_runs = issubclass(SCHEMAS[verb], Run)
     with Composer() as composer:
-        groups = {g for g in composer.loader.list_groups("") if g not in ("hydra", "measure") or verb != "run"}
+        groups = {g for g in composer.loader.list_groups("") if g not in ("hydra", "measure") or not of_runs}
         key, equals, value = current.partition("=")
         if equals and key in groups:
             prefix, _, last = value.rpartition(",")
             start = f"{key}={prefix}," if prefix else f"{key}="
             return [f"{start}{option}" for option in composer.options(key) if option.startswith(last)]
-        overrides = [word for word in given if "=" in word]
         try:
-            config = hydra_compose(verb, overrides)
-        except (HydraException, OmegaConfBaseException):
-            config = hydra_compose(verb, ["task=recall"] if verb == "run" else [])
+            parsed = composer.parse([word for word in given if "=" in word])
+            config = hydra_compose(verb, [each.input_line or "" for each in parsed if not each.is_sweep_override()])
+        except (HydraException, OmegaConfBaseException, UserError):
+            config = hydra_compose(verb, ["task=recall"] if of_runs else [])
         found = set(CompletionPlugin._get_matches(config, current))
         if not equals:
             # A group is chosen (task=...), though in the composed config it is a mapping (task.).

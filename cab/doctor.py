@@ -29,6 +29,7 @@ EXTRAS = (
         "hydra/launcher=submitit_local, submitit_slurm",
         "pip install 'cab-attention[submitit]'",
     ),
+    ("optuna", "cab tune", "pip install 'cab-attention[tune]'"),
     ("ray", "hydra/launcher=ray", "pip install 'cab-attention[ray]'"),
 )
 REQUIRED = ("torch", "hydra-core", "omegaconf", "numpy", "pandas", "matplotlib", "wandb")

@@ -41,6 +41,34 @@ VERBS: dict[str, VerbHelp] = {
             ("cab run task=lm attention=performer attention.num_features=64 trainer.max_steps=50", "overrides"),
         ),
     ),
+    "tune": VerbHelp(
+        "search for the best values of some options, on validation data",
+        """\
+        Keys: those of cab run, and trials=N (20: how many settings are trained)  sampler_seed=N (0)
+        What gets several values is searched, all else is fixed:
+              attention.OPTION=choice(a,b)         one of them, in no order (a,b and glob(a*) say the same)
+              trainer.accumulate=range(1,5)        1 to 4, in their order
+              task.OPTION=interval(0,0.5)          any number between; whole where the option is
+              trainer.learning_rate=tag(log,interval(1e-4,1e-2))
+        The task's primary metric on validation data decides; test data are not scored. The last lines give the
+        command that scores the best setting on test data. The same command goes on where it was; with more trials it
+        goes further. Needs pip install 'cab-attention[tune]'.""",
+        (
+            (
+                "cab tune task=recall attention=performer 'attention.num_features=choice(32,64,128)' "
+                "'trainer.learning_rate=tag(log,interval(1e-4,1e-2))' trials=20",
+                "two options",
+            ),
+            (
+                "cab tune task=recall attention=linear,performer,softmax trainer.max_steps=50 trials=3",
+                "which attention",
+            ),
+            (
+                "cab tune task=recall 'trainer.learning_rate=tag(log,interval(1e-4,1e-2))' trials=20 dry_run=true",
+                "the space, what is fixed, and how far the records go",
+            ),
+        ),
+    ),
     "efficiency": VerbHelp(
         "time, memory and work of attentions by length, paired with exact attention",
         """\

@@ -26,6 +26,21 @@ def check_overrides(overrides: Sequence[Override], groups: Sequence[str]) -> Non
             )
 
 
+def check_sweeps(overrides: Sequence[Override]) -> None:
+    """Raises :class:`UserError` for what a sweep does not do, because a search does it."""
+    for override in overrides:
+        if override.key_or_group.replace(".", "/").startswith("hydra/sweeper"):
+            raise UserError(
+                f"{override.input_line}: the sweeper is ours, which plans from the records; "
+                "cab tune searches over options, with Optuna"
+            )
+        if override.is_interval_sweep():
+            raise UserError(
+                f"{override.input_line}: an interval cannot be run through; cab tune searches it, cab run -m takes "
+                "values separated by commas"
+            )
+
+
 def explain(verb: str, error: Exception, options: Callable[[str], list[str]]) -> str:
     """The line for an error of Hydra or OmegaConf; ``options`` lists the configs of a group."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and "/" in error.missing_cfg_file:

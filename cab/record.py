@@ -32,6 +32,7 @@ class Record:
     ``attention`` is the mechanism and ``setting`` its config name with non-default options; ``task_setting`` likewise.
     ``level`` is op, layer or model; ``phase`` is inference, training_forward, training, decode, or train / evaluate
     for the figures of a task run. ``baseline`` names the setting of a ``ratio``. Times are in seconds, sizes in bytes.
+    ``split`` is that of a score; a run that is scored on validation data says so in all of its rows.
     ``replicate`` counts processes of a cost cell. ``manifest`` names the file in ``manifests/``.
     """
 

@@ -152,6 +152,7 @@ def run_columns(cell: Cell) -> dict[str, Any]:
         "setting": cell.setting.name,
         "slots": cell.config.slots,
         "seed": cell.config.seed,
+        **({} if cell.split == "test" else {"split": cell.split}),  # also of what its training cost
     }
 
 
@@ -162,7 +163,7 @@ def record_failure(cell: Cell, status: Status, reason: str, **columns: Any) -> S
         "metric": metric.name,
         "unit": metric.unit,
         "higher_is_better": metric.higher_is_better,
-        "split": "test",
+        "split": cell.split,
         "phase": "evaluate",
     }
     cell.store.append(
@@ -182,15 +183,15 @@ def _measure(
     model, progress = _trained(cell, recipe, dtype, tracker, on_log, say)
     model.eval()
     with torch.inference_mode():
-        scores = task.evaluate(model, "test")
-        artifacts = _samples(cell, model, say)
+        scores = task.evaluate(model, cell.split)
+        artifacts = _samples(cell, model, say) if cell.split == "test" else []  # a task shows what it does on test data
     rows: list[dict[str, Any]] = [
         {
             "metric": metric.name,
             "value": metric.value(scores),
             "unit": metric.unit,
             "higher_is_better": metric.higher_is_better,
-            "split": "test",
+            "split": cell.split,
             "phase": "evaluate",
         }
         for metric in task.card.metrics
@@ -330,7 +331,7 @@ def record_floors(cell: Cell, manifest: str | None) -> None:
 
 def _record_floors(cell: Cell, keys: Mapping[str, str], manifest: str | None) -> None:
     store = cell.store
-    for name, scores in cell.task.floors("test").items():
+    for name, scores in cell.task.floors(cell.split).items():
         key = keys[name]
         store.write_units(key, unit_arrays(scores))
         rows = [metric for metric in cell.task.card.metrics if metric.name in scores.values]
@@ -344,7 +345,7 @@ def _record_floors(cell: Cell, keys: Mapping[str, str], manifest: str | None) ->
                     value=metric.value(scores),
                     unit=metric.unit,
                     higher_is_better=metric.higher_is_better,
-                    split="test",
+                    split=cell.split,
                     phase="evaluate",
                     status=Status.OK,
                     started_at=now(),

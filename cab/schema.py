@@ -158,6 +158,8 @@ class Run(Common):
     ``pattern`` None is the task's primary one. ``slots`` is ``one`` (the pattern's slots, exact attention in the
     others) or ``all`` (every slot that the mechanism supports). ``baseline`` is the exact attention of the others.
     ``devices`` train together (DDP): an update's ``trainer.accumulate`` batches are shared out among them.
+    ``split`` is ``test``, or ``validation`` for runs that choose between settings: they read no test data, and no
+    table of a report shows them.
     """
 
     task: Any = MISSING
@@ -171,6 +173,22 @@ class Run(Common):
     slots: str = "one"
     baseline: str = "sdpa"
     devices: int = 1
+    split: str = "test"
+
+
+@dataclass
+class Tune(Run):
+    """``cab tune``: a search for the best values of some options, by the task's primary metric on validation data.
+
+    What the command line gives several values (``choice``, ``range``, ``interval`` of Hydra's grammar, or a list) is
+    the ``space``, by key; all else is fixed. ``trials`` is the budget: how many settings are trained. ``sampler_seed``
+    seeds the proposals, ``seed`` is that of every training.
+    """
+
+    split: str = "validation"
+    trials: int = 20
+    sampler_seed: int = 0
+    space: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -225,6 +243,7 @@ class Submit(Common):
 
 VERBS = {
     "run": Run,
+    "tune": Tune,
     "leaderboard": Leaderboard,
     "efficiency": Efficiency,
     "check": Check,

@@ -27,7 +27,15 @@ from cab.report.trust import CONTENT, VERIFICATION, Trust, trust
 from tasks.whole_file import whole_file, write_whole
 
 FORMAT = 1
-PACKED = ("records/*.jsonl", "units/*.npz", "manifests/*.json", "certificates/*.json", "cards/*.json", "plan.json")
+PACKED = (
+    "records/*.jsonl",
+    "units/*.npz",
+    "manifests/*.json",
+    "certificates/*.json",
+    "cards/*.json",
+    "searches/*.json",
+    "plan.json",
+)
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member: the time of packing says nothing of the records
 _MOST_BYTES = 4 << 30  # of a pack's members: no honest board comes near, a ZIP bomb does
 SMALLEST_PAIRS, MOST_CHANGED = 10, 0.05  # of a verification

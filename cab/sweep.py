@@ -66,10 +66,15 @@ def launched(config: DictConfig) -> str:
     """The task function that launchers call: one cell, in whatever process they chose; returns its status."""
     cell = resolve(config, cast(DictConfig, HydraConfig.get().runtime))
     _spare_imports()
+    return str(ended(cell))
+
+
+def ended(cell: Cell, say: Callable[[str], None] = print) -> Status:
+    """Runs one cell of several: what a single run would tell as the user's mistake is an ``error`` row."""
     try:
-        return str(execute(cell, tracker=instantiate(cell.config.tracker)))
+        return execute(cell, tracker=instantiate(cell.config.tracker), say=say)
     except (UserError, DataUnavailable) as error:
-        return str(record_failure(cell, Status.ERROR, one_line(error)))
+        return record_failure(cell, Status.ERROR, one_line(error))
 
 
 @cache

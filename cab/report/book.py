@@ -13,7 +13,7 @@ from cab.report.certificates import MARKS, OTHER_MARKS, SUPPORT, Verdict, card, 
 from cab.report.correlations import agreement
 from cab.report.cost import Costs, Length, variants
 from cab.report.crossings import Fit, crossing_table, fit_recorded
-from cab.report.evidence import Evidence, Section, sections
+from cab.report.evidence import Evidence, Section, on_test_data, sections
 from cab.report.evidence import Row as Record
 from cab.report.figures import CostCurve, CostFigure, Figure, QualityFigure, QualityPanel, QualityPoint
 from cab.report.growth import growth_table
@@ -123,7 +123,8 @@ def _pending(table: Table) -> int:
 
 
 def _interval_over(rows: Sequence[Record]) -> str:
-    seeds = {row.get("seed") for row in rows if row.get("phase") == "evaluate" and row.get("seed") is not None}
+    scored = [row for row in rows if row.get("phase") == "evaluate" and on_test_data(row)]
+    seeds = {row.get("seed") for row in scored if row.get("seed") is not None}
     if len(seeds) >= 3:
         return f"interval over seeds (up to {len(seeds)})"
     return f"interval over test examples, {len(seeds) or 'no'} seed{'s' if len(seeds) > 1 else ''}"

@@ -213,6 +213,7 @@ class CellMaker:
             *(("repeat", command) for command in commands),
         ]
         found += [("made by", text) for text in made]
+        found += [("chosen by", chosen_by(s)) for s in self.evidence.searches.values() if s["chosen_run_key"] in keys]
         manifests = dict.fromkeys(name for row in rows if (name := row.get("manifest")) in self.evidence.manifests)
         found += [("resolved config", f"manifests/{name}.json") for name in list(manifests)[:MOST_KEYS]]
         return tuple(found)
@@ -333,6 +334,15 @@ def made_by(evidence: Evidence, manifest: str | None) -> str | None:
         return None
     commit = commit_of(content)
     return command_of(content) + (f" at commit {commit}" if commit else "")
+
+
+def chosen_by(search: Mapping[str, Any]) -> str:
+    """What a search spent to choose a setting."""
+    space = ", ".join(f"{key}={text}" for key, text in search["space"].items())
+    return (
+        f"cab tune: the best of {len(search['runs'])} trials by {search['metric']} on validation data, over {space} "
+        f"(searches/{search.get('search')}.json)"
+    )
 
 
 def command_of(manifest: Mapping[str, Any]) -> str:

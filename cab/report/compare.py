@@ -36,7 +36,7 @@ class Side:
 
     @classmethod
     def of(cls, evidence: Evidence, baseline: str) -> Side:
-        rows = sections(evidence.rows)[0].rows
+        rows = next((section.rows for section in sections(evidence.rows)), ())
         return cls(evidence, Quality(evidence, rows, baseline), tuple(variants(rows, baseline)))
 
     @property

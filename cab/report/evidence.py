@@ -47,7 +47,7 @@ class Evidence:
 
     Attributes:
         rows: every readable line of the records, exact duplicates once, in the order of the files.
-        certificates, cards, manifests: JSON content by setting, task and manifest id.
+        certificates, cards, manifests, searches: JSON content by setting, task, manifest id and name of the search.
         plan: cells that a protocol wants: ``{setting, pattern, task}`` or ``{setting, pattern, length_q}``.
         problems: what could not be read or was there twice, as ``file:line: why``.
         samples: by run key the paths of a run's sample outputs, relative to ``folder``.
@@ -58,6 +58,7 @@ class Evidence:
     certificates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     cards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     manifests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    searches: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     plan: Sequence[Mapping[str, Any]] = ()
     problems: Sequence[str] = ()
     samples: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -90,6 +91,7 @@ def read_evidence(folder: Path) -> Evidence:
         certificates=_by_key(folder / "certificates", "*.json", "setting", problems),
         cards=_by_key(folder / "cards", "task-*.json", "name", problems),
         manifests=_by_key(folder / "manifests", "*.json", "id", problems),
+        searches=_by_key(folder / "searches", "*.json", "search", problems),
         plan=plan,
         problems=[problem.replace(f"{folder}/", "") for problem in problems],
         samples=sample_paths(folder),
@@ -195,11 +197,18 @@ def _is_certificate(content: Mapping[str, Any]) -> bool:
     return isinstance(parts, dict) and all(isinstance(part, dict) for part in parts.values())
 
 
+def _is_search(content: Mapping[str, Any]) -> bool:
+    return {"chosen_run_key", "metric"} <= content.keys() and all(
+        isinstance(content.get(key), kind) for key, kind in (("space", dict), ("runs", list))
+    )
+
+
 # By the key that names a file's content, whether it is what a report reads.
 _FORMS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "setting": _is_certificate,
     "name": _is_card,
     "id": lambda content: True,
+    "search": _is_search,
 }
 
 
@@ -219,8 +228,11 @@ class Section:
 
 
 def sections(rows: Iterable[Row]) -> list[Section]:
-    """The groups of ``rows``, the one with most rows first; of repeated measurements the newest only."""
-    rows = newest(rows)
+    """The groups of ``rows``, the one with most rows first; of repeated measurements the newest only.
+
+    Runs that were scored on validation data chose between settings; they are no results, and in no group.
+    """
+    rows = newest(row for row in rows if on_test_data(row))
     groups = list(map(_group, rows))
     keys = Counter(groups)
     wholes = [key for key in keys if not any(other != key and _agrees(key, other) for other in keys)]
@@ -262,6 +274,11 @@ def newest(rows: Iterable[Row]) -> list[Row]:
         if key not in kept or age >= latest[key]:
             kept[key], latest[key] = row, age
     return list(kept.values())
+
+
+def on_test_data(row: Row) -> bool:
+    """Whether a row may stand in a table: a score on test data, or what has no split (costs)."""
+    return row.get("split") in (None, "test")
 
 
 def is_ok(row: Row) -> bool:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from cab.errors import one_line
-from cab.report.evidence import Evidence, Row, is_ok
+from cab.report.evidence import Evidence, Row, is_ok, on_test_data
 from cab.stats.comparisons import holm, p_value
 from cab.stats.intervals import (
     SMALLEST_N,
@@ -133,7 +133,7 @@ class Quality:
         for row in rows:
             if row.get("level") not in (None, "model") or row.get("phase") != "evaluate" or not row.get("task"):
                 continue
-            if row.get("slots") not in (None, "one") or row.get("split") not in (None, "test"):
+            if row.get("slots") not in (None, "one") or not on_test_data(row):
                 continue
             pattern, task, setting = row.get("pattern"), task_of(row), str(row.get("setting"))
             self._tasks.setdefault(pattern, {}).setdefault(task, row)

@@ -117,7 +117,7 @@ def test_help_shows_three_examples_and_their_configs_compose(verb: str, in_tmp: 
     for command, _ in VERBS[verb].examples:
         assert command in text
         words = [word for word in shlex.split(command)[1:] if word not in ("-m", "--cfg", "job")]
-        swept = [word.split(",")[0] if "=" in word and "[" not in word else word for word in words]
+        swept = [word.split(",")[0] if verb == "run" and "[" not in word else word for word in words]
         assert main([*swept, "--cfg", "job", "--resolve"]) == 0, command
 
 
@@ -141,6 +141,14 @@ def test_help_and_a_wrong_verb_import_no_torch() -> None:
         ("cab run task=recall trainer.max", {"trainer.max_steps="}, set()),
         ("cab run task=recall attention=performer attention.num", {"attention.num_features="}, set()),
         ("cab efficiency measure.rep", {"measure.replicates="}, set()),
+        ("cab tu", {"tune"}, {"run"}),
+        ("cab tune task=recall sampler", {"sampler_seed="}, set()),
+        ("cab tune task=recall 'trainer.learning_rate=interval(0,1)' attention=s", {"attention=sdpa"}, set()),
+        (
+            "cab tune task=recall attention=performer 'trainer.learning_rate=interval(0,1)' attention.num",
+            {"attention.num_features="},
+            set(),
+        ),
         ("cab nothing x", set(), {"task="}),
     ],
 )
