@@ -157,6 +157,7 @@ class Run(Common):
 
     ``pattern`` None is the task's primary one. ``slots`` is ``one`` (the pattern's slots, exact attention in the
     others) or ``all`` (every slot that the mechanism supports). ``baseline`` is the exact attention of the others.
+    ``sweep`` is the group that trackers show a run in; ``-m`` and ``cab leaderboard`` fill it in.
     """
 
     task: Any = MISSING
@@ -169,6 +170,7 @@ class Run(Common):
     seed: int = 1
     slots: str = "one"
     baseline: str = "sdpa"
+    sweep: str | None = None
 
 
 @dataclass

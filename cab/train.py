@@ -215,10 +215,11 @@ def train(
                     raise Diverged(f"the loss is {value} at step {progress.step}")
                 progress.logged_steps.append(progress.step)
                 progress.logged_losses.append(value)
-                on_log(progress.step, value)
             if last and device.type == "cuda":
                 torch.cuda.synchronize(device)
             progress.seconds += time.perf_counter() - begin
+            if progress.logged_steps[-1:] == [progress.step]:
+                on_log(progress.step, progress.logged_losses[-1])  # after the clock: who listens costs no speed
             cut = interruption.signal is not None
             if checkpoint is not None and (cut or time.monotonic() - saved >= checkpoint_interval_s):
                 save_checkpoint(checkpoint, model, optimizer, progress)
