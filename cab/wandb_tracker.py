@@ -138,6 +138,8 @@ def _limits(seconds: float) -> dict[str, Any]:
 def _require_key() -> None:
     import wandb
 
+    if (elsewhere := os.environ.get("WANDB_MODE", "online")) != "online":
+        raise UserError(f"mode=online, while WANDB_MODE={elsewhere!r} is set: unset it, or give tracker.mode=offline")
     try:
         known = wandb.login(prompt=False, verify=False)
     except wandb.errors.AuthenticationError as error:

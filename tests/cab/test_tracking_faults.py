@@ -1,4 +1,4 @@
-"""What trackers die of costs a run nothing: its values are to the bit those of a run without one, and it says so once."""
+"""What trackers die of costs a run nothing: its values are to the bit those of a run without, and it says so once."""
 
 import os
 import socket
@@ -193,7 +193,8 @@ def test_a_run_that_is_left_is_closed_as_such(
 ) -> None:
     monkeypatch.setattr(Mirror, "_failed", {})
     meddler = Meddler("never")
-    with pytest.raises(error), Mirror(meddler, print) as mirror:
-        mirror.start(TrackedRun("k", "n", None, {}, tmp_path))
+    mirror = Mirror(meddler, print)
+    mirror.start(TrackedRun("k", "n", None, {}, tmp_path))
+    with pytest.raises(error), mirror:
         raise error
     assert meddler.heard[-1] == f"finish {status}"

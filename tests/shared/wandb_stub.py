@@ -128,7 +128,7 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
                 stub.run(run)["files"][name] = body
             return self._send(200, b"{}")
 
-        do_GET = do_POST = do_PUT = handle_one  # noqa: N815 - the names that http.server calls
+        do_GET = do_POST = do_PUT = handle_one
 
         def _body(self) -> bytes:
             if self.headers.get("Transfer-Encoding") == "chunked":
