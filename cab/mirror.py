@@ -47,10 +47,8 @@ class Mirror:
     def start(self, run: TrackedRun) -> None:
         if time.monotonic() - self._failed.get(self._name, -math.inf) < self.RETRY_S:
             self._tracker = None  # said then
-        if self._tracker is not None:
-            self._tell(self._tracker.start, run)
-            if self._tracker is None:
-                self._failed[self._name] = time.monotonic()
+        if self._tracker is not None and not self._tell(self._tracker.start, run):
+            self._failed[self._name] = time.monotonic()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         if self._tracker is None:
@@ -65,12 +63,14 @@ class Mirror:
             self._tell(self._tracker.finish, outcome)
         self._tracker = None
 
-    def _tell(self, call: Callable[..., None], *arguments: object) -> None:
+    def _tell(self, call: Callable[..., None], *arguments: object) -> bool:
         try:
             with _untouched():
                 call(*arguments)
         except Exception as error:  # noqa: BLE001 - whatever a tracker dies of, the run goes on
             self._give_up(f"{type(error).__name__}: {one_line(error)}")
+            return False
+        return True
 
     def _give_up(self, why: str) -> None:
         if self._tracker is not None:

@@ -144,10 +144,13 @@ class Interruption:
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Whole or not at all."""
+    """Whole or not at all; ``OSError`` where the disk is full."""
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
-    with whole_file(path) as partial:
-        torch.save(content, partial)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's archive writer says so of whatever the file refused
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from error
 
 
 def load_checkpoint(

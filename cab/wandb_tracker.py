@@ -153,7 +153,7 @@ def _require_key() -> None:
 def _table(outcome: Outcome) -> Any:
     import wandb
 
-    return wandb.Table(columns=list(COLUMNS), data=outcome.table())
+    return wandb.Table(columns=list(COLUMNS), data=[*outcome.table()])
 
 
 def _shown(path: Path, media_type: str) -> Any:
