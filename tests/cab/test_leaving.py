@@ -104,6 +104,7 @@ def test_ctrl_c_at_any_moment_leaves_within_five_seconds_and_says_how_to_go_on(
     found = [left for left in found if left not in done]
     assert Counter(left.status for left in found) == {130: len(found)}
     for left in found:
-        assert left.last == GO_ON, left.told
+        # joblib's tracker may say after it that it has removed the semaphores of workers that were killed.
+        assert GO_ON in left.told.splitlines(), left.told
         assert "Traceback" not in left.told, left.told
         assert left.took < LIMIT_S
