@@ -6,18 +6,17 @@ Imports nothing heavy before a verb runs, so that help and a wrong verb answer a
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cab import leaving
 from cab.errors import UNWRITABLE, UserError, unknown
 from cab.help import VERBS, overview, page
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,8 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line; returns the exit status: 0, 1 (something failed), 2 (the user's mistake), 130 (Ctrl-C)."""
+    """Runs a command line; returns the exit status: 0, 1 (something failed), 2 (the user's mistake)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if argv is None:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to say Ctrl-C
     try:
         return _main(words)
     except UserError as error:
@@ -109,9 +106,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("\ncab: interrupted; give the same command again and it goes on where it was", file=sys.stderr)
-        return EXIT_INTERRUPTED
 
 
 def _main(words: list[str]) -> int:
@@ -136,4 +130,5 @@ def _main(words: list[str]) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from cab.commands import dispatch
 
+    leaving.unwind()
     return dispatch(arguments)

@@ -26,6 +26,7 @@ from cab.arrivals import Arrivals
 from cab.cells import Cell
 from cab.claims import claims_of, left_behind
 from cab.errors import UserError, one_line
+from cab.leaving import interrupted
 from cab.records import RETRIED, Status
 from cab.run import record_failure
 
@@ -100,6 +101,8 @@ class Launching:
             tick = time.monotonic()
             (returned,) = self._launcher.launch([planned.overrides], initial_job_idx=number - 1)
             found.append(Status(returned.return_value))  # raises what the task function raised
+            if interrupted():
+                raise KeyboardInterrupt
             left = (time.monotonic() - begin) / number * (len(cells) - number)
             note = "" if found[-1] is Status.OK else f": {found[-1].replace('_', ' ')}"
             took = f"{time.monotonic() - tick:.1f} s"

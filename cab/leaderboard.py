@@ -31,6 +31,7 @@ from cab.report.crossings import fit_named
 from cab.report.make import SUMMARY, make_report
 from cab.sweep import Refusal
 from cab.task_settings import make_task, task_card
+from cab.tracking import make_tracker
 from tasks.contract import TaskCard
 from tasks.whole_file import write_whole
 
@@ -87,6 +88,7 @@ class Leaderboard:
             if grids:
                 sweep(self.composer, grids, refuse=self._refuse)
             return 0
+        make_tracker(self.config.tracker)  # refuses now what it would in every run
         self._write_plan()
         before = self._fingerprint()
         self._prepare_data()

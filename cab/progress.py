@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 import time
 
-from hydra.utils import instantiate
-
 from cab.cells import Cell
 from cab.errors import UserError
 from cab.protocol import require_writable
 from cab.records import Status
 from cab.run import execute
+from cab.tracking import make_tracker
 
 
 class RunNarrator:
@@ -45,8 +44,9 @@ class RunNarrator:
             self._say(f"would run {self._name()}: {steps} steps, into {cell.store.folder}")
             return Status.OK
         else:
+            tracker = make_tracker(cell.config.tracker)
             self._say(f"{self._name()}: {steps} steps, into {cell.store.folder}")
-            execute(cell, tracker=instantiate(cell.config.tracker), on_log=self._log, say=self._say)
+            execute(cell, tracker=tracker, on_log=self._log, say=self._say)
         return self._tell_values()
 
     def _name(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from cab.compose import Composer
 
 ADHOC = "adhoc"
+# What a run writes to, beside its folder itself.
+WRITTEN = ("records", "claims", "manifests", "units", "checkpoints", "cards")
 
 
 def effective_name(protocol: Protocol, overridden: Mapping[str, Any]) -> str:
@@ -78,12 +81,15 @@ def existing(key: str, given: str) -> Path:
 
 def require_writable(path: Path) -> None:
     """Raises :class:`UserError`, before anything is computed, where records could not be written."""
+    place = path
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.write_bytes(b"")
-        probe.unlink()
+        for place in (path, *(path / name for name in WRITTEN)):
+            if place.exists():
+                probe = place / f".writable.{os.getpid()}"
+                probe.write_bytes(b"")
+                probe.unlink()
     except OSError as error:
         raise UserError(
-            f"results folder {str(path)!r} cannot be written ({error.strerror}): give another with results=DIR"
+            f"results folder {str(place)!r} cannot be written ({error.strerror}): give another with results=DIR"
         ) from error

@@ -27,12 +27,13 @@ from cab.claims import claimed
 from cab.device_lock import device_held
 from cab.errors import UNWRITABLE, UserError, one_line, unknown
 from cab.measure.environment import write_manifest
+from cab.mirror import Mirror
 from cab.records import Record, Status, now
 from cab.run_costs import cost_rows
 from cab.samples import check_names, write_samples
 from cab.several_devices import Tell, train_together
 from cab.slots import fill
-from cab.tracking import NoTracker, Tracker
+from cab.tracking import NoTracker, Outcome, TrackedRun, Tracker
 from cab.train import (
     CorruptCheckpoint,
     Diverged,
@@ -69,7 +70,7 @@ def execute(
 
     Args:
         cell: what to run.
-        tracker: mirrors the curve and the values.
+        tracker: mirrors the curve and the values; what it does costs the run nothing.
         on_log: called with (step, loss) at each logged step.
         say: prints a warning, such as that of a damaged checkpoint.
 
@@ -86,10 +87,13 @@ def execute(
             device_held(cell.device, alone=False, on_wait=lambda: say("another process times on this device; waiting"))
         )
         others = cell.store.final(cell.key)
-        return Status(others[-1]["status"]) if others else _execute(cell, tracker or NoTracker(), on_log, say)
+        if others:
+            return Status(others[-1]["status"])
+        with Mirror(tracker or NoTracker(), say) as mirror:
+            return _execute(cell, mirror, on_log, say)
 
 
-def _execute(cell: Cell, tracker: Tracker, on_log: OnLog, say: Callable[[str], None]) -> Status:
+def _execute(cell: Cell, mirror: Mirror, on_log: OnLog, say: Callable[[str], None]) -> Status:
     store, started, begin = cell.store, now(), time.perf_counter()
     manifest = write_manifest(store.folder, cell.device, cell.resolved())
 
@@ -102,13 +106,15 @@ def _execute(cell: Cell, tracker: Tracker, on_log: OnLog, say: Callable[[str], N
         }
 
     def failure(status: Status, reason: str) -> Status:
-        return record_failure(cell, status, reason, **shared())
+        record_failure(cell, status, reason, **shared())
+        mirror.finish(Outcome(str(status), reason))
+        return status
 
     if cell.unsupported is not None:
         return failure(Status.UNSUPPORTED, cell.unsupported)
     _prepare(cell)
     try:
-        rows, arrays, artifacts = _measure(cell, tracker, on_log, say)
+        rows, arrays, artifacts = _measure(cell, mirror, on_log, say)
         record_floors(cell, manifest)
     except Unsupported as error:
         return failure(Status.UNSUPPORTED, error.reason)
@@ -129,7 +135,8 @@ def _execute(cell: Cell, tracker: Tracker, on_log: OnLog, say: Callable[[str], N
     store.write_units(cell.key, arrays)
     store.append(*(Record(**{**shared(), **row}, status=Status.OK) for row in rows))
     _checkpoint(cell).unlink(missing_ok=True)
-    write_samples(cell.store.folder, cell.key, artifacts)
+    samples = write_samples(cell.store.folder, cell.key, artifacts)
+    mirror.finish(Outcome(str(Status.OK), rows=rows, samples=samples))
     return Status.OK
 
 
@@ -173,14 +180,14 @@ def record_failure(cell: Cell, status: Status, reason: str, **columns: Any) -> S
 
 
 def _measure(
-    cell: Cell, tracker: Tracker, on_log: OnLog, say: Callable[[str], None]
+    cell: Cell, mirror: Mirror, on_log: OnLog, say: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], list[Artifact]]:
     """Trains and evaluates; the rows (without shared columns), the side file's arrays, and sample outputs."""
     task, recipe = cell.task, cell.recipe
     dtype = devices.resolve_dtype(cell.config.dtype, training=True)
-    tracker.start(f"{cell.task_setting}-{cell.pattern.short}-{cell.setting.name}-{cell.config.seed}-{cell.key[:6]}",
-                  cell.resolved(), cell.store.folder / "trackers")  # fmt: skip
-    model, progress = _trained(cell, recipe, dtype, tracker, on_log, say)
+    name = f"{cell.task_setting}-{cell.pattern.short}-{cell.setting.name}-{cell.config.seed}-{cell.key[:6]}"
+    mirror.start(TrackedRun(cell.key, name, cell.config.sweep, cell.resolved(), cell.store.folder / "trackers"))
+    model, progress = _trained(cell, recipe, dtype, mirror, on_log, say)
     model.eval()
     with torch.inference_mode():
         scores = task.evaluate(model, cell.split)
@@ -197,7 +204,6 @@ def _measure(
         for metric in task.card.metrics
     ]
     rows += cost_rows(cell, model, dtype, progress)
-    tracker.finish({row["metric"]: row["value"] for row in rows})
     arrays = unit_arrays(scores) | {
         "curve/step": np.array(progress.logged_steps),
         "curve/loss": np.array(progress.logged_losses),
@@ -254,10 +260,10 @@ def _slots(name: str) -> Any:
 
 
 def _trained(
-    cell: Cell, recipe: Recipe, dtype: torch.dtype, tracker: Tracker, on_log: OnLog, say: Callable[[str], None]
+    cell: Cell, recipe: Recipe, dtype: torch.dtype, mirror: Mirror, on_log: OnLog, say: Callable[[str], None]
 ) -> tuple[torch.nn.Module, Progress]:
     def log(step: int, loss: float) -> None:
-        tracker.log(step, {"loss": loss})
+        mirror.log(step, {"loss": loss})
         on_log(step, loss)
 
     for _ in range(2):

@@ -19,11 +19,10 @@ def check_names(artifacts: Sequence[Artifact]) -> None:
             raise ValueError(f"sample {name!r} is given twice or is no plain file name")
 
 
-def write_samples(folder: Path, run_key: str, artifacts: Sequence[Artifact]) -> None:
-    """Writes each artifact under its name, whole or not at all."""
+def write_samples(folder: Path, run_key: str, artifacts: Sequence[Artifact]) -> list[tuple[Path, str]]:
+    """Writes each artifact under its name, whole or not at all; their files and media types."""
     here = folder / FOLDER / run_key
-    for artifact in artifacts:
-        write_whole(here / artifact.name, artifact.content)
+    return [(write_whole(here / each.name, each.content), each.media_type) for each in artifacts]
 
 
 def sample_paths(folder: Path) -> dict[str, list[str]]:

@@ -160,6 +160,7 @@ class Run(Common):
     ``devices`` train together (DDP): an update's ``trainer.accumulate`` batches are shared out among them.
     ``split`` is ``test``, or ``validation`` for runs that choose between settings: they read no test data, and no
     table of a report shows them.
+    ``sweep`` is the group that trackers show a run in; ``-m`` and ``cab leaderboard`` fill it in.
     """
 
     task: Any = MISSING
@@ -174,6 +175,7 @@ class Run(Common):
     baseline: str = "sdpa"
     devices: int = 1
     split: str = "test"
+    sweep: str | None = None
 
 
 @dataclass

@@ -26,7 +26,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from cab.cells import Cell, resolve
+from cab.cells import Cell, digest, resolve
 from cab.compose import Composer
 from cab.errors import UserError, one_line
 from cab.estimate import Estimator
@@ -36,9 +36,12 @@ from cab.records import Status
 from cab.report.numbers import size
 from cab.run import execute, record_failure
 from cab.sweep_loader import SweepLoader
+from cab.tracking import NoTracker, Tracker, make_tracker
 from tasks.sources import DataUnavailable
 
 Refusal = tuple[Status, str]
+# Words of a command that do not say which sweep it is: how and where it runs, and who watches.
+NOT_NAMING = ("hydra", "tracker", "results=", "device=", "threads=", "dry_run=", "~tracker", "+tracker", "++tracker")
 
 
 @dataclass
@@ -69,10 +72,10 @@ def launched(config: DictConfig) -> str:
     return str(ended(cell))
 
 
-def ended(cell: Cell, say: Callable[[str], None] = print) -> Status:
+def ended(cell: Cell, say: Callable[[str], None] | None = None) -> Status:
     """Runs one cell of several: what a single run would tell as the user's mistake is an ``error`` row."""
     try:
-        return execute(cell, tracker=instantiate(cell.config.tracker), say=say)
+        return execute(cell, tracker=_tracker(cell), say=say or _say)
     except (UserError, DataUnavailable) as error:
         return record_failure(cell, Status.ERROR, one_line(error))
 
@@ -82,6 +85,19 @@ def _spare_imports() -> None:
     """Once per process: measuring memory collects garbage in each cell, and what imports made is a million objects."""
     gc.collect()
     gc.freeze()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _tracker(cell: Cell) -> Tracker:
+    """The cell's tracker; none where this worker cannot have it, though the machine that planned the sweep could."""
+    try:
+        return make_tracker(cell.config.tracker)
+    except UserError as error:
+        _say(f"{one_line(error)}; the records are complete without it")
+        return NoTracker()
 
 
 class PlanningSweeper(Sweeper):
@@ -100,7 +116,7 @@ class PlanningSweeper(Sweeper):
         on_cell: Callable[[], None] = lambda: None,
         refuse: Callable[[Cell], Refusal | None] = lambda cell: None,
         dry_run: bool = False,
-        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+        say: Callable[[str], None] = _say,
     ) -> None:
         self.composer = composer
         self.on_cell = on_cell
@@ -136,7 +152,7 @@ class PlanningSweeper(Sweeper):
 
     def sweep_grids(self, grids: Sequence[Sequence[str]]) -> SweepSummary:
         """Runs what is missing of the union of the grids."""
-        planned = self.plan([[*grid, *self._threads()] for grid in grids])
+        planned = self.plan([[*grid, *self._threads(), *self._group(grids)] for grid in grids])
         done: dict[str, set[str]] = {}
         missing: list[PlannedCell] = []
         for item in planned:
@@ -152,6 +168,8 @@ class PlanningSweeper(Sweeper):
         if self.dry_run:
             self._tell_plan(missing)
             return self.summary
+        for tracker in {str(item.cell.config.tracker): item.cell.config.tracker for item in missing}.values():
+            make_tracker(tracker)  # refuses now what it would in every cell
         self._run(missing)
         return self.summary
 
@@ -162,6 +180,13 @@ class PlanningSweeper(Sweeper):
         if (workers := launcher.get("n_jobs")) is not None:
             reserved = cores // (workers if workers > 0 else max(1, cores + 1 + workers))
         return [] if self.master.threads is not None or reserved is None else [f"threads={max(1, int(reserved))}"]
+
+    def _group(self, grids: Sequence[Sequence[str]]) -> list[str]:
+        """The sweep's name for trackers, where the user gives none: the same for the same cells asked for again."""
+        if self.master.sweep is not None:
+            return []
+        asked = [sorted(word for word in grid if not word.startswith(NOT_NAMING)) for grid in grids]
+        return [f"sweep=sweep-{digest({'grids': sorted(asked)})[:8]}"]
 
     def _tell_plan(self, missing: Sequence[PlannedCell]) -> None:
         """What would run, and about what each takes by the records of like runs."""

@@ -1,89 +1,95 @@
-"""Trackers: mirrors of curves and records for people who watch runs elsewhere; never the only copy."""
+"""Trackers: mirrors of curves and values for people who watch runs elsewhere; never the only copy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, cast
 
-from cab.errors import UserError, unknown
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from cab.errors import UserError, one_line
+
+INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker is told of a run at its start.
+
+    Attributes:
+        key: of the run; the same when it goes on after a kill.
+        name: for people.
+        group: of the sweep that it belongs to; None for a single run.
+        config: resolved.
+        folder: where a tracker may keep files.
+    """
+
+    key: str
+    name: str
+    group: str | None
+    config: Mapping[str, Any]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        status: of its records, or ``interrupted``.
+        reason: why it has no values.
+        rows: metric, value, unit, phase and split of each value.
+        samples: the files of the task's sample outputs, and their media types.
+    """
+
+    status: str
+    reason: str | None = None
+    rows: Sequence[Mapping[str, Any]] = ()
+    samples: Sequence[tuple[Path, str]] = ()
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The values by metric."""
+        return {str(row["metric"]): float(row["value"]) for row in self.rows}
+
+    def table(self) -> list[list[Any]]:
+        """The rows as ``COLUMNS``."""
+        return [[row.get(column) for column in COLUMNS] for row in self.rows]
+
+
+COLUMNS = ("metric", "value", "unit", "phase", "split")
 
 
 class Tracker(Protocol):
-    """What a run tells: its start, its curve, and its values at the end."""
+    """What a run tells: its start, its curve, and how it ended. Whatever is raised costs the mirror, not the run.
 
-    def start(self, name: str, config: Mapping[str, Any], folder: Path) -> None: ...
+    A run that goes on after a kill starts anew with the key it had, and logs steps again that came after its last
+    checkpoint.
+    """
+
+    def start(self, run: TrackedRun) -> None: ...
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
-    def finish(self, summary: Mapping[str, float]) -> None: ...
+    def finish(self, outcome: Outcome) -> None: ...
 
 
 class NoTracker:
     """Tracks nothing: the records are enough."""
 
-    def start(self, name: str, config: Mapping[str, Any], folder: Path) -> None: ...
+    def start(self, run: TrackedRun) -> None: ...
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
-    def finish(self, summary: Mapping[str, float]) -> None: ...
+    def finish(self, outcome: Outcome) -> None: ...
 
 
-class WandbTracker:
-    """Weights & Biases. ``mode=offline`` needs no account and no network: ``wandb sync`` uploads later.
-
-    Args:
-        project: of W&B.
-        mode: ``offline``, ``online`` or ``disabled``.
-    """
-
-    def __init__(self, project: str = "cab", mode: Literal["offline", "online", "disabled"] = "offline") -> None:
-        if mode not in ("offline", "online", "disabled"):
-            raise unknown("tracker.mode", mode, ("offline", "online", "disabled"))
-        self.project = project
-        self.mode = mode
-
-    def start(self, name: str, config: Mapping[str, Any], folder: Path) -> None:
-        import wandb
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._run = wandb.init(
-            project=self.project,
-            mode=self.mode,
-            name=name,
-            config=dict(config),
-            dir=str(folder),
-            settings=wandb.Settings(console="off", silent=True),
-        )
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
-
-    def finish(self, summary: Mapping[str, float]) -> None:
-        self._run.summary.update(dict(summary))
-        self._run.finish()
-
-
-class TensorBoardTracker:
-    """TensorBoard event files under ``trackers/`` of the records' folder."""
-
-    def __init__(self) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError(
-                "tracker 'tensorboard' is not installed: pip install 'cab-attention[tensorboard]'"
-            ) from error
-        self._writer_type = SummaryWriter
-
-    def start(self, name: str, config: Mapping[str, Any], folder: Path) -> None:
-        self._writer = self._writer_type(log_dir=str(folder / name))
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        for key, value in values.items():
-            self._writer.add_scalar(key, value, global_step=step)
-
-    def finish(self, summary: Mapping[str, float]) -> None:
-        for key, value in summary.items():
-            self._writer.add_scalar(f"summary/{key}", value)
-        self._writer.close()
+def make_tracker(config: Any) -> Tracker:
+    """The tracker of a config node; what the user can mend in it is a :class:`UserError`."""
+    try:
+        return cast(Tracker, instantiate(config) or NoTracker())
+    except InstantiationException as error:
+        raise UserError(f"tracker: {one_line(error.__cause__ or error)}") from error

@@ -154,10 +154,13 @@ class Interruption:
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Whole or not at all."""
+    """Whole or not at all; ``OSError`` where the disk is full."""
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
-    with whole_file(path) as partial:
-        torch.save(content, partial)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's archive writer says so of whatever the file refused
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from error
 
 
 def load_checkpoint(
@@ -239,10 +242,11 @@ def train(
                     raise Diverged(f"the loss is {value} at step {progress.step}")
                 progress.logged_steps.append(progress.step)
                 progress.logged_losses.append(value)
-                on_log(progress.step, value)
             if last and device.type == "cuda":
                 torch.cuda.synchronize(device)
             progress.seconds += time.perf_counter() - begin
+            if progress.logged_steps[-1:] == [progress.step]:
+                on_log(progress.step, progress.logged_losses[-1])  # after the clock: who listens costs no speed
             cut = interruption.signal is not None
             if together:  # a process that stopped alone would leave the others waiting for its gradients
                 cut = _mean(fabric, torch.tensor(float(cut), device=device)) > 0

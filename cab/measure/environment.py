@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -189,7 +190,8 @@ def git_state() -> dict[str, Any] | None:
 def write_manifest(folder: Path, device: str, config: Mapping[str, Any]) -> str:
     """Writes ``manifests/<id>.json`` under ``folder``: environment, command and resolved config. Returns the id."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-    identity = f"{stamp}-{socket.gethostname()}-{os.getpid()}"
+    # The last part because clocks stand still or go back.
+    identity = f"{stamp}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     path = folder / "manifests" / f"{identity}.json"
     content = {"id": identity, "command": _command(sys.argv), **describe(device), "config": dict(config)}
     write_whole(path, (json.dumps(content, indent=1, sort_keys=True, default=str) + "\n").encode())

@@ -138,4 +138,6 @@ class IsolatedRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if isinstance(error, KeyboardInterrupt) and self._server is not None:
+            self._server.kill()  # and with it the child that it runs, which nobody waits for any more
         self.close()
