@@ -10,7 +10,8 @@ A pretrained model brings W_Q, W_K, W_V and W_O and nothing else. So what takes 
 
 All of it is read off a small layer, built for the purpose: no mechanism is judged by its name. Where the defaults do
 not stand in every pattern that the card supports, each option is tried alone (the other truth values, the other names,
-zero), and the first that stands in more of them is ``needed``. Eligible is not the same as good: what a mechanism leaves of a model is measured, not declared.
+zero), and the first that stands in more of them is ``needed``. Eligible is not the same as good: what a mechanism
+leaves of a model is measured, not declared.
 """
 
 from __future__ import annotations

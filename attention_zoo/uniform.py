@@ -97,7 +97,7 @@ class UniformCore(AttentionCore):
         return mean, state
 
     def _mean(
-        self, total: Float[Tensor, "B H L Dv"], count: Float[Tensor, "B #L"], dtype: torch.dtype
+        self, total: Float[Tensor, "B H L Dv"], count: Float[Tensor, "B l"], dtype: torch.dtype
     ) -> Float[Tensor, "B H L Dv"]:
         out = (total / count.clamp(min=1)[:, None, :, None]).to(dtype)
         return F.dropout(out, self.dropout, self.training)
