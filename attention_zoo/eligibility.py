@@ -119,8 +119,11 @@ def _reason(kind: type[HeadwiseAttention], pattern: Pattern, options: Mapping[st
         return f"no {pattern} form: {card.unsupported[pattern]}"
     if card.supports[pattern] is Support.VALUE_CAUSAL:
         return f"in {pattern} it is causal in the values only, its selection sees the future"
-    with torch.random.fork_rng(devices=[]):
-        layer = kind(HEADS * HEAD_DIM, HEADS, pattern, max_length=HEAD_DIM, **options)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            layer = kind(HEADS * HEAD_DIM, HEADS, pattern, max_length=HEAD_DIM, **options)
+    except Unsupported as refusal:
+        return refusal.reason
     lost = {"value", "output"} - layer.projections
     if "query" in layer.projections:
         lost |= {"key"} - layer.projections

@@ -39,6 +39,7 @@ ONE_SEQUENCE = {
 
 ARRIVED: WeakSet[nn.Module] = WeakSet()  # modules whose calls came here
 NUMBERS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # of modules that do not know their layer
+_SIBLINGS: dict[int, WeakSet[nn.Module]] = {}  # those that share a configuration, by its id
 
 
 class AttentionFunction:
@@ -142,8 +143,12 @@ def _has_second_sequence(module: nn.Module) -> bool | None:
 
 
 def _seed(module: nn.Module) -> int:
-    """The number of the layer, where the module knows it; else the order in which such modules were first called."""
+    """The number of the layer where the module knows it, else its place among those of the model, as first called."""
     layer = getattr(module, "layer_idx", None)
     if isinstance(layer, int):
         return layer
-    return NUMBERS.setdefault(module, len(NUMBERS))
+    if module not in NUMBERS:
+        siblings = _SIBLINGS.setdefault(id(getattr(module, "config", None)), WeakSet())
+        siblings.add(module)
+        NUMBERS[module] = len(siblings) - 1
+    return NUMBERS[module]

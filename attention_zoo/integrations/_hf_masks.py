@@ -1,7 +1,8 @@
 """Masks of transformers' models as key padding and causality: made so where a model asks for one, else read.
 
 What :func:`key_padding` makes is ``[B, 1, 1, Lk]`` with causality in its dtype, so that no mask of Lq x Lk is ever in
-memory. A mask from elsewhere is read by its values (:mod:`attention_zoo._masks`), or refused.
+memory. A model that computes its attention itself would take it for one of its own, so it may be moved and sliced, and
+nothing else. A mask from elsewhere is read by its values (:mod:`attention_zoo._masks`), or refused.
 """
 
 from __future__ import annotations
@@ -23,6 +24,30 @@ CODES = {torch.int8: True, torch.uint8: False}
 DTYPES = {causal: dtype for dtype, causal in CODES.items()}
 
 
+class KeyPadding(Tensor):
+    """A mask that is none to anybody else: what makes another kind of tensor of it is :class:`Unsupported`."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = super().__torch_function__(func, types, args, kwargs or {})
+        parts = found if isinstance(found, tuple | list) else (found,)
+        if any(isinstance(part, Tensor) and part.dtype not in CODES for part in parts):
+            raise Unsupported(
+                "the model computes an attention itself, past transformers' AttentionInterface, with a mask that was "
+                "made for the zoo: nothing can be put in its place"
+            )
+        return found
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"KeyPadding({list(self.shape)}, causal={CODES[self.dtype]})"
+
+    def plain(self) -> Tensor:
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.as_subclass(Tensor)
+
+
 def key_padding(
     batch_size: int,
     q_length: int,
@@ -34,7 +59,7 @@ def key_padding(
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
     **_: Any,
-) -> Tensor:
+) -> KeyPadding:
     """The mask of a model as key padding ``[B, 1, 1, Lk]`` in :data:`CODES`; :class:`Unsupported` if it is more.
 
     transformers describes a mask by a function, composed of simpler ones; the two plain ones are told by identity. Any
@@ -69,7 +94,7 @@ def key_padding(
     if attention_mask is not None:
         given = attention_mask[:, start : start + kv_length].to(device=device, dtype=torch.bool)
         kept = nn.functional.pad(given, (0, kv_length - given.shape[1])).expand(batch_size, -1)
-    return (kept.to(DTYPES[causal]) * VISIBLE)[:, None, None]
+    return (kept.to(DTYPES[causal]) * VISIBLE)[:, None, None].as_subclass(KeyPadding)
 
 
 def reading(mask: Tensor | None, batch: int, length_q: int, length_k: int, is_causal: bool | None) -> Reading:
@@ -86,6 +111,8 @@ def reading(mask: Tensor | None, batch: int, length_q: int, length_k: int, is_ca
         raise Unsupported(f"the mask is over {mask.shape[-1]} keys, and there are {length_k}")
     if mask.shape[0] not in (1, batch):
         raise Unsupported(f"the mask is for a batch of {mask.shape[0]}, and there are {batch}")
+    if isinstance(mask, KeyPadding):
+        mask = mask.plain()
     if mask.dtype in CODES:
         hidden = mask == 0
         if mask.ndim != 4 or mask.shape[1:3] != (1, 1) or not bool((hidden | (mask == VISIBLE)).all()):

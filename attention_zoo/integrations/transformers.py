@@ -40,6 +40,7 @@ except ImportError as error:
     ) from error
 
 PREFIX = "cab_"
+_ATTACHED: dict[tuple[Any, ...], str] = {}  # names of what was attached, by mechanism and options
 
 
 def register(*, cross: Pattern | str = Pattern.CAUSAL_CROSS, **options: Mapping[str, Any]) -> list[str]:
@@ -68,11 +69,12 @@ def register(*, cross: Pattern | str = Pattern.CAUSAL_CROSS, **options: Mapping[
 
 
 def attach(
-    model: nn.Module, to: str, *, cross: Pattern | str = Pattern.CAUSAL_CROSS, **options: Any
+    model: nn.Module, to: str, *, cross: Pattern | str = Pattern.CAUSAL_CROSS, partly: bool = False, **options: Any
 ) -> PreTrainedModel:
     """Puts ``to`` in place of the attention of a transformers model, and returns the model.
 
-    At the first forward pass it is verified, as in :func:`check`, that every attention of the model came here.
+    At the first forward pass it is verified, as in :func:`check`, that every attention of the model came here, or, with
+    ``partly``, one of them (a head that pools by an attention of its own may stay as it is).
     """
     if not isinstance(model, PreTrainedModel):
         raise Unsupported(f"{type(model).__name__} is no model of transformers; use attention_zoo.convert.convert")
@@ -83,8 +85,9 @@ def attach(
                 "nothing can be put in its place"
             )
     choice = Choice.of(to, options, cross)
-    said = ",".join(f"{name}={value}" for name, value in sorted(choice.options.items()))
-    implementation = f"{PREFIX}{to}[{said}]" + ("" if choice.cross is Pattern.CAUSAL_CROSS else f"[{choice.cross}]")
+    # Numbered, since transformers looks for words such as "flash" in a name, and an option may hold one.
+    known = (to, choice.cross, *sorted(choice.options.items()))
+    implementation = _ATTACHED.setdefault(known, f"{PREFIX}{to}_{len(_ATTACHED) + 1}")
     if implementation not in AttentionInterface._global_mapping:
         _put(implementation, choice)
     NUMBERS.update({module: number for number, module in enumerate(model.modules())})
@@ -94,7 +97,7 @@ def attach(
     def verify(*_: object) -> None:
         ended.remove()
         watch.stop()
-        watch.arrived()
+        watch.arrived(partly=partly)
 
     ended = model.register_forward_hook(verify)
     return model
@@ -133,7 +136,7 @@ class _Watch:
         for hook in self.hooks:
             hook.remove()
 
-    def arrived(self) -> list[str]:
+    def arrived(self, *, partly: bool = False) -> list[str]:
         found = [name for name, module in self.modules.items() if module in ARRIVED]
         if not found:
             raise Unsupported(
@@ -146,7 +149,7 @@ class _Watch:
             for name in self.ran
             if not any(f"{name}.".startswith(part) or part.startswith(f"{name}.") for part in parts)
         )
-        if past:
+        if past and not partly:
             kinds = sorted({type(self.modules[name]).__name__ for name in past})
             raise Unsupported(
                 f"{len(past)} modules of {', '.join(kinds)} computed their attention themselves, such as {past[0]}"
