@@ -78,12 +78,14 @@ class Cores:
         longest: int = 0,
     ) -> Tensor:
         """``core(q, k, v)`` for ``[B, H, L, D]``; ``longest`` is the greatest length that the model can come to."""
-        core = self._core(pattern, q, k, dropout if training else None, longest)
+        core = self.core(pattern, q, k, dropout if training else None, longest)
         core.train(training)
         return core(q, k, v, key_padding_mask=key_padding_mask)
 
-    def _core(self, pattern: Pattern, q: Tensor, k: Tensor, dropout: float | None, longest: int) -> AttentionCore:
-        """``dropout`` None: whatever it is, it plays no part."""
+    def core(
+        self, pattern: Pattern, q: Tensor, k: Tensor, dropout: float | None = None, longest: int = 0
+    ) -> AttentionCore:
+        """The core for such queries and keys. ``dropout`` None: whatever it is, it plays no part."""
         self.choice.require(pattern)
         heads, width = q.shape[1], q.shape[-1]
         length, like = max(q.shape[2], k.shape[2]), (q.device, q.dtype)

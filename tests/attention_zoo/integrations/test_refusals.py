@@ -158,7 +158,6 @@ def test_a_mask_that_was_made_here_may_be_moved_and_not_computed_with():
         lambda: scores.masked_fill(mask == 0, -1.0),
         lambda: mask.to(torch.float32),
         lambda: mask.bool(),
-        lambda: nn.functional.scaled_dot_product_attention(scores, scores, scores, attn_mask=mask),
     ):
         with pytest.raises(Unsupported, match="computes an attention itself"):
             misuse()

@@ -13,6 +13,7 @@ from attention_zoo import eligibility
 from attention_zoo.contract import Pattern, Unsupported
 from attention_zoo.eligibility import standing
 from attention_zoo.errors import UnknownName
+from attention_zoo.fidelity import of_layers, record
 from attention_zoo.integrations.transformers import attach, check, register
 from attention_zoo.registry import mechanism
 
@@ -163,10 +164,8 @@ def test_exact_attention_generates_what_the_model_generates(family, name):
     inputs, found = text("left"), []
     for attention in ("eager", f"cab_{name}"):
         model = make(family, attention)
-        for use_cache in (True, False):
-            found.append(
-                model.generate(**inputs, max_new_tokens=6, do_sample=False, use_cache=use_cache, pad_token_id=0)
-            )
+        how = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+        found += [model.generate(**inputs, **how, use_cache=use_cache) for use_cache in (True, False)]
     assert all(torch.equal(each, found[0]) for each in found)
 
 
@@ -274,3 +273,19 @@ def test_an_ineligible_mechanism_says_why_when_it_is_asked_for():
 
 def test_lengths_of_the_samples_are_what_the_tests_say():
     assert text("left")["attention_mask"].sum(1).tolist() == list(LENGTHS)
+
+
+def test_attention_of_a_pretrained_model_is_recorded_by_layer():
+    model, inputs = make("bart", "cab_softmax"), FAMILIES["bart"].inputs("right")
+    with record(model) as calls, torch.no_grad():
+        model(**inputs, use_cache=False)
+    assert [call.name for call in calls[:3]] == [
+        "encoder.layers.0.self_attn",
+        "encoder.layers.1.self_attn",
+        "decoder.layers.0.self_attn",
+    ]
+    assert [call.pattern.short for call in calls] == ["NS", "NS", "CS", "CC", "CS", "CC"]
+    found = of_layers(calls, "smyrf", cluster_size=64)
+    # In float32, whose roundings are 6e-8, on sums of a dozen.
+    assert all(layer.fidelity.relative_error < 1e-5 for layer in found)
+    assert all(layer.fidelity.captured_mass == pytest.approx(1) for layer in found)
