@@ -65,6 +65,8 @@ def key_padding(
     transformers describes a mask by a function, composed of simpler ones; the two plain ones are told by identity. Any
     other is evaluated, and is plain if it hides no more than that: a sliding window that is longer than the input.
     """
+    if attention_mask is not None and attention_mask.ndim != 2:
+        raise Unsupported(f"a mask of {list(attention_mask.shape)} is neither [B, Lk] nor [B, 1, Lq, Lk]")
     first, start = int(q_offset), int(kv_offset)
     causal = {causal_mask_function: True, bidirectional_mask_function: False}.get(mask_function)
     if causal is None:

@@ -18,6 +18,7 @@ attention of it came here; :func:`check` does the same on inputs of one's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,14 +93,8 @@ def attach(
         _put(implementation, choice)
     NUMBERS.update({module: number for number, module in enumerate(model.modules())})
     model.set_attn_implementation(implementation)
-    watch = _Watch(model)
-
-    def verify(*_: object) -> None:
-        ended.remove()
-        watch.stop()
-        watch.arrived(partly=partly)
-
-    ended = model.register_forward_hook(verify)
+    watch = _Watch(model, partly)
+    watch.hooks.append(model.register_forward_hook(watch))
     return model
 
 
@@ -121,22 +116,31 @@ def check(model: nn.Module, *inputs: Any, **named: Any) -> list[str]:
 class _Watch:
     """Which attention modules of a model ran, and from which a call came here."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, partly: bool = False) -> None:
         self.model = model
+        self.partly = partly
         self.ran: set[str] = set()
         self.modules = dict(model.named_modules())
         ARRIVED.difference_update(self.modules.values())
         self.hooks = [
-            module.register_forward_pre_hook(lambda *_, name=name: self.ran.add(name))
+            module.register_forward_pre_hook(partial(self._see, name))
             for name, module in self.modules.items()
             if name and "attention" in type(module).__name__.lower()
         ]
+
+    def _see(self, name: str, *_: object) -> None:
+        self.ran.add(name)
+
+    def __call__(self, *_: object) -> None:
+        """As the hook of the first forward pass; an object, so that a model can be copied and saved before it."""
+        self.stop()
+        self.arrived()
 
     def stop(self) -> None:
         for hook in self.hooks:
             hook.remove()
 
-    def arrived(self, *, partly: bool = False) -> list[str]:
+    def arrived(self) -> list[str]:
         found = [name for name, module in self.modules.items() if module in ARRIVED]
         if not found:
             raise Unsupported(
@@ -149,7 +153,7 @@ class _Watch:
             for name in self.ran
             if not any(f"{name}.".startswith(part) or part.startswith(f"{name}.") for part in parts)
         )
-        if past and not partly:
+        if past and not self.partly:
             kinds = sorted({type(self.modules[name]).__name__ for name in past})
             raise Unsupported(
                 f"{len(past)} modules of {', '.join(kinds)} computed their attention themselves, such as {past[0]}"

@@ -86,6 +86,12 @@ def test_masks_of_other_forms(mask, said):
     assert said in refusal(make("llama", "cab_softmax"), inputs)
 
 
+def test_a_mask_of_three_dimensions():
+    mask = torch.ones(3, LENGTH, LENGTH)
+    inputs = {"input_ids": text("right")["input_ids"], "attention_mask": mask}
+    assert "neither [B, Lk] nor" in refusal(make("bert", "cab_softmax"), inputs)
+
+
 def function(name: str = "softmax") -> AttentionFunction:
     return AttentionFunction(Choice.of(name, {}))
 

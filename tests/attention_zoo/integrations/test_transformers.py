@@ -1,6 +1,7 @@
 """A pretrained model with a core of the zoo in it: the same with exact ones, right or refused with every other."""
 
 import copy
+import io
 import subprocess
 import sys
 
@@ -243,6 +244,33 @@ def test_attach_sets_verifies_and_distinguishes_options():
     assert len(check(model, **inputs)) == 2
     with torch.no_grad():  # a name that holds "flash" is no flash attention of transformers
         torch.testing.assert_close(run(attach(model, "sdpa", impl="math"), inputs), dense, **ROUNDING)
+
+
+def test_an_attached_model_can_be_copied_and_saved_before_and_after_its_first_pass():
+    inputs, model = text("right"), attach(make("bert", "eager"), "smyrf", cluster_size=4)
+    with torch.no_grad():
+        twin = copy.deepcopy(model)
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        loaded = torch.load(file, weights_only=False)
+        out = run(model, inputs)
+        assert torch.equal(run(twin, inputs), out)
+        assert torch.equal(run(loaded, inputs), out)
+        assert torch.equal(run(copy.deepcopy(model), inputs), out)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.* is deprecated:FutureWarning")
+def test_gradient_checkpoints_change_no_gradient():
+    inputs, grads = text("left"), []
+    for reentrant in (None, True, False):
+        model = make("bert", "cab_smyrf", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+        if reentrant is not None:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        run(model, inputs).square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    for plain, *others in zip(*grads, strict=True):
+        assert all((plain is None and g is None) or torch.equal(plain, g) for g in others)
 
 
 def test_the_zoo_does_not_import_transformers():
