@@ -74,6 +74,8 @@ class AttentionFunction:
             is_causal = getattr(module, "is_causal", None)
 
         found = reading(attention_mask, batch, query.shape[2], key.shape[2], is_causal)
+        if found.causal and query.shape[2] > key.shape[2]:
+            raise Unsupported(f"{query.shape[2]} causal queries over {key.shape[2]} keys: the first would see none")
         cores = self.cores.get(module)
         if cores is None:
             cores = self.cores[module] = Cores(self.choice, _seed(module))
@@ -133,8 +135,9 @@ def _has_second_sequence(module: nn.Module) -> bool | None:
         return flag
     if "CrossAttention" in type(module).__name__:
         return True
-    _, _, *rest = inspect.signature(type(module).forward).parameters
-    if set(rest) <= ONE_SEQUENCE:
+    _, *given = inspect.signature(type(module).forward).parameters.values()
+    named = all(parameter.kind is not parameter.VAR_POSITIONAL for parameter in given)
+    if named and {parameter.name for parameter in given[1:]} <= ONE_SEQUENCE:
         return False
     decoder, causal = (getattr(module, name, None) for name in ("is_decoder", "is_causal"))
     if isinstance(decoder, bool) and isinstance(causal, bool):

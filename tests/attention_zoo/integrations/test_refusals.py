@@ -13,8 +13,6 @@ from transformers import (
     DebertaModel,
     Gemma2Config,
     Gemma2Model,
-    LlamaConfig,
-    LlamaModel,
     MistralConfig,
     MistralModel,
     SiglipVisionConfig,
@@ -113,6 +111,11 @@ class TwoSequences(Attention):
         raise NotImplementedError
 
 
+class Anything(Attention):
+    def forward(self, *args, **kwargs):
+        raise NotImplementedError
+
+
 def heads(length: int = LENGTH, count: int = 2) -> torch.Tensor:
     return torch.randn(3, count, length, 8)
 
@@ -145,7 +148,14 @@ def test_arguments_that_change_what_is_computed(more, said):
         (Attention(is_causal=False), LENGTH, torch.ones(3, 12), "neither"),
         (Attention(is_causal=False), LENGTH, torch.ones(3, 1, 1, 12, dtype=torch.int8), "not one that was made here"),
         (Attention(is_causal=False), LENGTH, torch.ones(3, 1, 5, 12).bool(), "5 rows for 12 queries"),
+        (
+            Attention(is_causal=True),
+            5,
+            CAUSAL[None, None, :, :5].tril(-7).expand(3, -1, -1, -1),
+            "first would see none",
+        ),
         (TwoSequences(is_causal=False), LENGTH, None, "nothing tells which"),
+        (Anything(is_causal=False), LENGTH, None, "nothing tells which"),
     ],
 )
 def test_calls_that_can_be_read_in_two_ways(module, keys, mask, said):
@@ -210,10 +220,3 @@ def test_an_attached_name_that_was_taken_back_is_noticed():
     model.set_attn_implementation("eager")
     with pytest.raises(Unsupported, match="no attention of BertModel came here"):
         run(model, text("right"))
-
-
-def test_head_sizes_that_a_mechanism_cannot_take_are_said_by_it():
-    config = LlamaConfig(**TEXT, head_dim=6)
-    model = seeded(LlamaModel, config, "cab_smyrf")
-    with torch.no_grad():  # the cores of the zoo take every size
-        assert torch.isfinite(run(model, text("right"))).all()

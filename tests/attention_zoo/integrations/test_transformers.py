@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from pretrained_families import CAUSAL, FAMILIES, LENGTH, LENGTHS, NONCAUSAL, SIDED, make, run, text
+from pretrained_families import CAUSAL, FAMILIES, LENGTH, NONCAUSAL, SIDED, make, run, text
 from transformers import AutoModel
 
 from attention_zoo import eligibility
@@ -299,8 +299,11 @@ def test_an_ineligible_mechanism_says_why_when_it_is_asked_for():
         make("bert", "cab_abc")(**text("right"))
 
 
-def test_lengths_of_the_samples_are_what_the_tests_say():
-    assert text("left")["attention_mask"].sum(1).tolist() == list(LENGTHS)
+@pytest.mark.parametrize("name", [n for n in eligibility.eligible() if Pattern.CAUSAL_SELF in standing(n).patterns])
+def test_every_head_size_is_taken(name):
+    sizes = {"head_dim": 6, "num_key_value_heads": 1, "hidden_size": 20}
+    with torch.no_grad():
+        assert torch.isfinite(run(make("llama", f"cab_{name}", **sizes), text("left"))).all()
 
 
 def test_attention_of_a_pretrained_model_is_recorded_by_layer():
