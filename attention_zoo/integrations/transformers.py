@@ -88,7 +88,7 @@ def attach(
     choice = Choice.of(to, options, cross)
     # Numbered, since transformers looks for words such as "flash" in a name, and an option may hold one.
     known = (to, choice.cross, *sorted(choice.options.items()))
-    implementation = _ATTACHED.setdefault(known, f"{PREFIX}{to}_{len(_ATTACHED) + 1}")
+    implementation = _ATTACHED.setdefault(known, f"{PREFIX}{to}#{len(_ATTACHED) + 1}")
     if implementation not in AttentionInterface._global_mapping:
         _put(implementation, choice)
     NUMBERS.update({module: number for number, module in enumerate(model.modules())})
