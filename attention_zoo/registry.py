@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 # Annotations that are checked, as they stand in the source (annotations are not evaluated here).
 _TYPES: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str, "None": type(None)}
 ENTRY_POINT_GROUP = "attention_zoo"
-_NOT_MECHANISMS = frozenset({"contract", "errors", "registry", "primitives", "conformance", "reference"})
+_NOT_MECHANISMS = frozenset(
+    {
+        *("contract", "errors", "registry", "primitives", "conformance", "reference"),
+        *("eligibility", "convert", "fidelity", "integrations"),
+    }
+)
 
 
 def _own() -> list[str]:

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from attention_zoo import names
+from attention_zoo.eligibility import Standing, standing
 from cab.compose import Composer
 from cab.report import numbers
 from cab.report.book import BASELINE, build_book
@@ -141,6 +143,26 @@ def coverage() -> str:
     return "\n".join([*lines, "", f"Of {repeats[0]:,} intervals (a mean gain) to {repeats[-1]:,} (all others)."])
 
 
+def eligible() -> str:
+    """In which patterns a mechanism can stand in for trained softmax attention, and with which options."""
+    lines = ["| mechanism | patterns | options that it needs |", "|---|---|---|"]
+    for name, found in _standings().items():
+        if found.eligible:
+            needed = ", ".join(f"`{option}={value!r}`" for option, value in found.needed.items())
+            lines.append(f"| `{name}` | {' '.join(pattern.short for pattern in found.patterns)} | {needed} |")
+    return "\n".join(lines)
+
+
+def ineligible() -> str:
+    """Why the others cannot."""
+    reasons = [f"| `{name}` | {found.reason} |" for name, found in _standings().items() if found.reason]
+    return "\n".join(["| mechanism | why not |", "|---|---|", *reasons])
+
+
+def _standings() -> dict[str, Standing]:
+    return {name: standing(name) for name in names()}
+
+
 class Block(NamedTuple):
     """A place between the two marks of ``name`` in a file, and what makes its text."""
 
@@ -162,6 +184,8 @@ BLOCKS = (
     Block("README.md", "the support matrix: `make support`", support_matrix),
     Block("README.md", "the costs: `make support`", costs),
     Block("docs/CAB-EFFICIENCY.md", "the comparison: `make support`", cab2023),
+    Block("docs/DROPIN.md", "what can stand in: `make support`", eligible),
+    Block("docs/DROPIN.md", "what cannot stand in: `make support`", ineligible),
     Block("docs/SCORES.md", "the coverage: `make benchmark-statistics`", coverage),
     *(
         Block(f"tasks/{folder}/README.md", "the figures: `make benchmark-tasks`", partial(task_figures, *tasks))

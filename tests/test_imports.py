@@ -8,7 +8,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = {"attention_zoo": ("cab", "tasks"), "tasks": ("cab",), "cab": ()}
 INFRASTRUCTURE = {
-    "attention_zoo": {"contract", "errors", "registry", "primitives", "conformance"},
+    "attention_zoo": {
+        *("contract", "errors", "registry", "primitives", "conformance"),
+        *("eligibility", "convert", "fidelity", "integrations"),
+    },
     "tasks": {"contract", "layers", "sources", "whole_file"},
 }
 

@@ -99,6 +99,8 @@ def test_the_readme_shows_the_shipped_matrix() -> None:
     [
         ("the costs", ["| `linear` | "]),
         ("the comparison", ["| ABC, time | 1,877 | 1,877 |"]),
+        ("what can stand in", ["| `smyrf` | NS CS NC CC |  |"]),
+        ("what cannot stand in", ["| `abc` | it has no core"]),
         ("the figures", ["| **softmax** | ", ", to beat | "]),
     ],
 )

@@ -25,6 +25,7 @@ FILES = [
     "smyrf",
     "softmax",
     "super",
+    "uniform",
 ]
 
 

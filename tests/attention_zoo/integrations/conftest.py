@@ -1,0 +1,9 @@
+import pytest
+
+from attention_zoo.integrations.transformers import register
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> None:
+    """With all defaults, whatever a test before has registered."""
+    register()
