@@ -112,9 +112,10 @@ def _task_table(evidence: Evidence, quality: Quality, pattern: PatternText, colu
     assert softmax is not None
     runs = [run.row["run_key"] for run in softmax.runs]
     took = [float(r["value"]) for r in evidence.rows if r["run_key"] in runs and r["metric"] == "train_time_s"]
+    training = f"training took {numbers.seconds(sum(took) / len(took))}" if took else "without training"
     heads = [f"{each.metric} {each.arrow} ({each.unit})" for each in columns]
     lines = [
-        f"`{column.task}` in {pattern.short}: {softmax.over}; training took {numbers.seconds(sum(took) / len(took))}.",
+        f"`{column.task}` in {pattern.short}: {softmax.over}; {training}.",
         "",
         f"| | {' | '.join(heads)} |",
         f"|---|{'---:|' * len(heads)}",

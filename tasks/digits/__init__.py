@@ -1,0 +1,1 @@
+"""Handwritten digits from sequences of patches: noncausal self attention."""

@@ -1,0 +1,1 @@
+"""Title-to-article retrieval with a pretrained sentence encoder: noncausal self attention, dropped in."""
