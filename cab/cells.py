@@ -146,15 +146,17 @@ class Cell:
 
 
 _RECIPE = ("max_steps", "learning_rate", "accumulate", "activation_checkpointing")
-_LEAST = {"max_steps": 0, "accumulate": 1}
+_LEAST = {"max_steps": 0, "learning_rate": 0.0, "accumulate": 1, "checkpoint_interval_s": 0.0, "log_every": 1}
 
 
 def overridden_recipe(trainer: Trainer) -> dict[str, Any]:
     """What the trainer config says otherwise than the task's recipe."""
-    said = {key: getattr(trainer, key) for key in _RECIPE}
     for key, least in _LEAST.items():
-        if said[key] is not None and said[key] < least:
-            raise UserError(f"trainer.{key}={said[key]} is not allowed: a whole number of at least {least}")
+        value = getattr(trainer, key)
+        if value is not None and not value >= least:  # not a number is not either
+            kind = "a whole number" if isinstance(least, int) else "a number"
+            raise UserError(f"trainer.{key}={value} is not allowed: {kind} of at least {least:g}")
+    said = {key: getattr(trainer, key) for key in _RECIPE}
     return {key: value for key, value in said.items() if value is not None}
 
 
@@ -219,6 +221,8 @@ def resolve(config: DictConfig, runtime: DictConfig) -> Cell:
     devices.resolve_dtype(run.dtype, training=True)
     if run.split not in EVALUATED:
         raise unknown("split", run.split, EVALUATED)
+    if run.sweep is not None and (run.sweep.strip(" .") == "" or "/" in run.sweep):
+        raise UserError(f"sweep={run.sweep!r} is not allowed: a name, which trackers make a folder of")
     count = devices.resolve_devices(run.devices, device)
     devices.resolve_threads(max(1, usable_cores() // count) if run.threads is None and count > 1 else run.threads)
     overridden: dict[str, Any] = {f"task.{key}": value for key, value in task_changed.items()}

@@ -40,11 +40,11 @@ class RunNarrator:
         steps = cell.recipe.max_steps
         if cell.key in cell.store.complete():
             self._say(f"{self._name()} is complete; its records are in {cell.store.folder}")
-        elif cell.config.dry_run:
-            self._say(f"would run {self._name()}: {steps} steps, into {cell.store.folder}")
-            return Status.OK
         else:
             tracker = make_tracker(cell.config.tracker)
+            if cell.config.dry_run:
+                self._say(f"would run {self._name()}: {steps} steps, into {cell.store.folder}")
+                return Status.OK
             self._say(f"{self._name()}: {steps} steps, into {cell.store.folder}")
             execute(cell, tracker=tracker, on_log=self._log, say=self._say)
         return self._tell_values()

@@ -165,11 +165,11 @@ class PlanningSweeper(Sweeper):
                 missing.append(item)
         self.summary = SweepSummary(planned=len(planned), complete=len(planned) - len(missing))
         self.say(f"{len(planned)} runs planned, {self.summary.complete} complete, {len(missing)} to run")
+        for tracker in {str(item.cell.config.tracker): item.cell.config.tracker for item in missing}.values():
+            make_tracker(tracker)  # refuses now what it would in every cell
         if self.dry_run:
             self._tell_plan(missing)
             return self.summary
-        for tracker in {str(item.cell.config.tracker): item.cell.config.tracker for item in missing}.values():
-            make_tracker(tracker)  # refuses now what it would in every cell
         self._run(missing)
         return self.summary
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import wave
 from collections.abc import Callable, Mapping
@@ -35,8 +36,9 @@ class TensorBoardTracker:
     def start(self, run: TrackedRun) -> None:
         root = run.folder / "tensorboard"
         # Where it was cut it goes on, whichever sweep it belongs to now.
-        before = sorted([*root.glob(run.name), *root.glob(f"*/{run.name}")])
-        self._folder = before[0] if before else root / (run.group or "") / run.name
+        name = run.name.replace("/", "_")  # of an option's value
+        before = sorted([*root.glob(glob.escape(name)), *root.glob(f"*/{glob.escape(name)}")])
+        self._folder = before[0] if before else root / (run.group or "") / name
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -26,6 +26,7 @@ from cab.schema import Run, Tune
 from cab.search_space import Space, space_of
 from cab.searches import Outcome, Trial
 from cab.sweep import ended
+from cab.tracking import make_tracker
 from tasks.contract import Metric
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Search:
         assert isinstance(self.first.config, Tune)
         self.config = self.first.config
         self._check(self.config)
+        make_tracker(self.config.tracker)  # refuses now what it would in every trial
 
     @staticmethod
     def _check(config: Tune) -> None:

@@ -22,7 +22,7 @@ class WandbTracker:
         timeout_s: the most that a server which does not answer may cost a run at its start, and again at its end.
 
     Raises:
-        UserError: online without an API key.
+        UserError: online without an API key, or an option that is none.
     """
 
     def __init__(
@@ -33,6 +33,8 @@ class WandbTracker:
     ) -> None:
         if mode not in ("offline", "online", "disabled"):
             raise unknown("tracker.mode", mode, ("offline", "online", "disabled"))
+        if not isinstance(timeout_s, int | float) or not 0 < timeout_s < float("inf"):
+            raise UserError(f"tracker.timeout_s={timeout_s} is not allowed: a number of seconds above 0")
         self.project = project
         self.mode = mode
         self.timeout_s = timeout_s

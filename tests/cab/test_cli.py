@@ -11,6 +11,7 @@ import pytest
 from cab.cli import main
 from cab.help import VERBS
 
+ONLIN = ["tracker=wandb", "tracker.mode=onlin"]
 MISTAKES = [
     (["lederboard"], ["'lederboard'", "did you mean 'leaderboard'"]),
     (["run", "task=first_token", "attention=perfomer"], ["'perfomer'", "did you mean 'performer'", "allowed"]),
@@ -34,6 +35,10 @@ MISTAKES = [
     (["run", "task=first_token", "task.batch_size=0"], ["batch_size=0"]),
     (["run", "task=first_token", "trainer.accumulate=0"], ["trainer.accumulate=0", "at least 1"]),
     (["run", "task=first_token", "trainer.max_steps=-1"], ["trainer.max_steps=-1", "at least 0"]),
+    (["run", "task=first_token", "trainer.learning_rate=-1"], ["trainer.learning_rate=-1", "at least 0"]),
+    (["run", "task=first_token", "trainer.learning_rate=nan"], ["trainer.learning_rate=nan", "at least 0"]),
+    (["run", "task=first_token", "trainer.checkpoint_interval_s=-1"], ["checkpoint_interval_s=-1", "at least 0"]),
+    (["run", "task=first_token", "trainer.log_every=0"], ["trainer.log_every=0", "at least 1"]),
     (["run", "task=first_token", "seed=[1,2]"], ["seed takes one value, not the list [1,2]", "-m seed=1,2"]),
     (["run", "task=first_token", "seed=1,2"], ["several values", "-m"]),
     (["run", "task=first_token", "attention=[linear,sdpa]"], ["attention takes one value", "-m"]),
@@ -42,6 +47,11 @@ MISTAKES = [
     (["run", "task=first_token", "device=tpu"], ["'tpu'", "allowed"]),
     (["run", "task=first_token", "dtype=float8"], ["'float8'", "did you mean"]),
     (["run", "task=first_token", "tracker=wandbb"], ["'wandbb'", "did you mean 'wandb'"]),
+    (["run", "task=first_token", "dry_run=true", *ONLIN], ["tracker.mode", "'onlin'", "did you mean 'online'"]),
+    (["run", "-m", "task=first_token", "dry_run=true", *ONLIN], ["tracker.mode", "'onlin'", "did you mean 'online'"]),
+    (["run", "task=first_token", "tracker=wandb", "tracker.timeout_s=0"], ["tracker.timeout_s=0", "above 0"]),
+    (["run", "task=first_token", "tracker=wandb", "tracker.timeout_s=soon"], ["tracker.timeout_s=soon", "above 0"]),
+    (["run", "task=first_token", "sweep=../mine"], ["sweep='../mine'", "a name"]),
     (["run", "task=first_token", "slots=on"], ["'on'", "did you mean 'one'"]),
     (["run", "task=first_token", "results=/proc/nowhere"], ["/proc/nowhere", "results=DIR"]),
     (["run", "task=first_token", "oops"], ["'oops'", "KEY=VALUE"]),

@@ -138,6 +138,18 @@ def test_a_killed_run_goes_on_in_its_folder_of_tensorboard_without_a_step_twice(
     assert [event.step for event in read.Scalars("loss")] == [1, *range(10, 3001, 10)]
 
 
+def test_a_run_with_options_in_its_name_goes_on_in_its_folder_of_tensorboard(tmp_path: Path) -> None:
+    from cab.tensorboard_tracker import TensorBoardTracker
+    from cab.tracking import Outcome, TrackedRun
+
+    for group in ("first", "second"):
+        tracker = TensorBoardTracker()
+        tracker.start(TrackedRun("k", "lm[path=/a]-CS-performer[num_features=64]-1", group, {}, tmp_path))
+        tracker.finish(Outcome("interrupted"))
+    (run,) = (tmp_path / "tensorboard").glob("*/*")
+    assert len(list(run.glob("events.*"))) == 2
+
+
 def test_pictures_and_sounds_are_shown_as_such(tmp_path: Path) -> None:
     import io
     import wave

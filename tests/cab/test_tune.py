@@ -301,6 +301,7 @@ def test_the_sampler_learns_from_what_has_no_value_but_not_from_errors(status: S
 
 MISTAKES = [
     ([], ["nothing to search", "'trainer.learning_rate=tag(log,interval(1e-4,1e-2))'"]),
+    ([RATES, "tracker=wandb", "tracker.mode=onlin"], ["'onlin'", "did you mean 'online'"]),
     (["trainer.learning_rat=interval(0,1)"], ["'learning_rat'", "did you mean 'learning_rate'"]),
     (["attention.num_feature=4,8"], ["'num_feature'", "allowed"]),
     (["attention=linear,perfomer"], ["'perfomer'", "did you mean 'performer'"]),
