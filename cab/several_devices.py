@@ -13,7 +13,8 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -54,7 +55,8 @@ def train_together(
     pipes = [context.Pipe(duplex=False) for _ in range(devices)]
     arguments = (function, [writer for _, writer in pipes], find_free_network_port(), device, dtype)
     with Interruption().watching() as interruption:
-        ranks = start_processes(_rank, (*arguments, torch.get_num_threads()), devices, join=False)
+        with _unheard():
+            ranks = start_processes(_rank, (*arguments, torch.get_num_threads()), devices, join=False)
         for _, writer in pipes:
             writer.close()
         try:
@@ -70,6 +72,17 @@ def train_together(
         raise KeyboardInterrupt
     if failures:
         raise failures[0]
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """What is started here hears no SIGINT yet: a terminal sends it to all, and each would say where it was cut."""
+    resource_tracker.ensure_running()  # its start would let the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _listen(
@@ -117,6 +130,8 @@ def _rank(
     threads: int,
 ) -> None:
     """One of the processes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # but in training: the one that waits passes it on
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ |= {"LOCAL_RANK": str(index), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(threads)
 

@@ -87,6 +87,11 @@ def started(outside: Path, folder: Path) -> subprocess.Popen[str]:
     raise AssertionError(process.communicate()[1])
 
 
+def ranks_of(run: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that train for a run."""
+    return [child for child in psutil.Process(run.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+
+
 @pytest.mark.slow
 def test_a_cut_or_killed_run_goes_on_and_ends_as_an_uncut_one(outside: Path, tmp_path: Path) -> None:
     more = ["devices=2", "trainer.max_steps=2000"]
@@ -100,7 +105,7 @@ def test_a_cut_or_killed_run_goes_on_and_ends_as_an_uncut_one(outside: Path, tmp
     assert told.splitlines()[-1] == "cab: interrupted; give the same command again and it goes on where it was"
 
     killed = started(outside, folder)
-    ranks = [child for child in psutil.Process(killed.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    ranks = ranks_of(killed)
     assert len(ranks) == 2
     os.kill(ranks[1].pid, signal.SIGKILL)
     killed.communicate(timeout=60)
@@ -118,3 +123,18 @@ def test_a_cut_or_killed_run_goes_on_and_ends_as_an_uncut_one(outside: Path, tmp
     assert sorted(whole) == sorted(again)
     for name in whole:
         assert np.array_equal(whole[name], again[name]), name
+
+
+def test_ctrl_c_while_the_processes_start_is_one_line(outside: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "cab", *command(outside, tmp_path, "devices=2", "trainer.max_steps=100000")]
+    run = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(children := ranks_of(run)) < 2:
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.01)
+    time.sleep(0.3)  # into their imports, which take seconds
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    told = run.communicate(timeout=60)[1]
+    assert run.returncode == 130, told
+    assert told.splitlines()[-1] == "cab: interrupted; give the same command again and it goes on where it was"
+    assert "Traceback" not in told
+    assert not psutil.wait_procs(children, timeout=10)[1]
