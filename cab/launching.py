@@ -100,7 +100,10 @@ class Launching:
         for number, planned in enumerate(cells, start=1):
             tick = time.monotonic()
             (returned,) = self._launcher.launch([planned.overrides], initial_job_idx=number - 1)
-            found.append(Status(returned.return_value))  # raises what the task function raised
+            # Not by its property, which writes a line of Hydra's before what the task function raised.
+            if isinstance(value := returned._return_value, BaseException):
+                raise value
+            found.append(Status(value))
             if interrupted():
                 raise KeyboardInterrupt
             left = (time.monotonic() - begin) / number * (len(cells) - number)

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from attention_zoo.contract import Pattern, Support
 from cab import device as devices
 from cab import protocol, schema
-from cab.cells import Cell
+from cab.cells import Cell, overridden_recipe
 from cab.certificates import certificate, gate
 from cab.commands import sweep
 from cab.compose import Composer
@@ -80,6 +80,8 @@ class Leaderboard:
     def run(self) -> int:
         """Returns 0, or 1 where a cell ended in an error that a repeat could mend."""
         protocol.require_writable(self.store.folder)
+        overridden_recipe(self.config.trainer)  # what runs would refuse is refused before costs are measured
+        make_tracker(self.config.tracker)
         grids = self._grids()
         if self.config.dry_run:
             self._say(f"protocol {self.protocol} into {self.store.folder}")
@@ -88,7 +90,6 @@ class Leaderboard:
             if grids:
                 sweep(self.composer, grids, refuse=self._refuse)
             return 0
-        make_tracker(self.config.tracker)  # refuses now what it would in every run
         self._write_plan()
         before = self._fingerprint()
         self._prepare_data()

@@ -76,6 +76,8 @@ MISTAKES = [
     (["efficiency", "attentions=[linear]", "measure.half_width=-1"], ["measure.half_width=-1", "above 0"]),
     (["efficiency", "patterns=[causal]"], ["'causal'", "did you mean 'causal_self'"]),
     (["leaderboard", "tasks=[lmm]"], ["'lmm'", "did you mean 'lm'"]),
+    (["leaderboard", "tasks=[lm]", "trainer.log_every=0"], ["trainer.log_every=0", "at least 1"]),
+    (["leaderboard", "tasks=[lm]", "dry_run=true", *ONLIN], ["tracker.mode", "'onlin'", "did you mean 'online'"]),
     (["list", "--confg-dir", "x"], ["'--confg-dir'", "did you mean '--config-dir'"]),
     (["report", "results=nowhere"], ["nowhere"]),
 ]
