@@ -55,7 +55,7 @@ def train_together(
     pipes = [context.Pipe(duplex=False) for _ in range(devices)]
     arguments = (function, [writer for _, writer in pipes], find_free_network_port(), device, dtype)
     with Interruption().watching() as interruption:
-        with _unheard():
+        with _starting():
             ranks = start_processes(_rank, (*arguments, torch.get_num_threads()), devices, join=False)
         for _, writer in pipes:
             writer.close()
@@ -75,13 +75,19 @@ def train_together(
 
 
 @contextlib.contextmanager
-def _unheard() -> Iterator[None]:
-    """What is started here hears no SIGINT yet: a terminal sends it to all, and each would say where it was cut."""
+def _starting() -> Iterator[None]:
+    """What is started here hears no SIGINT yet: a terminal sends it to all, and each would say where it was cut.
+
+    It would also set itself up for this process's own start method, which a worker of joblib alone knows.
+    """
     resource_tracker.ensure_running()  # its start would let the signal through again
+    method = mp.get_start_method(allow_none=True)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
+        mp.set_start_method("spawn", force=True)
         yield
     finally:
+        mp.set_start_method(method, force=True)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
@@ -130,7 +136,7 @@ def _rank(
     threads: int,
 ) -> None:
     """One of the processes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # but in training: the one that waits passes it on
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a word, where it does not train
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ |= {"LOCAL_RANK": str(index), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(threads)

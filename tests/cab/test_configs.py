@@ -28,6 +28,14 @@ def test_every_verb_composes_to_its_dataclass(composer: Composer, verb: str) -> 
     assert isinstance(OmegaConf.to_object(composer.compose(verb, overrides)), schema.VERBS[verb])
 
 
+def test_a_search_composes_what_a_run_does_but_for_the_split(composer: Composer) -> None:
+    words = ["task=recall", "protocol=cab2023", "tracker=wandb", "tracker.mode=offline", "trainer.max_steps=3"]
+    run, tune = (OmegaConf.to_container(composer.compose(verb, words)) for verb in ("run", "tune"))
+    assert isinstance(run, dict)
+    assert isinstance(tune, dict)
+    assert {key: tune[key] for key in run} == {**run, "split": "validation"}
+
+
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
 def test_every_option_of_every_group_composes_in_a_verb_that_has_the_group(
     composer: Composer, group: str, name: str

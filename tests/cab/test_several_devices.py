@@ -57,6 +57,15 @@ def test_two_processes_give_the_curve_of_one_with_the_same_batches(outside: Path
     assert products[0] == pytest.approx(products[1])  # a ratio and its inverse
 
 
+def test_a_worker_of_joblib_starts_processes_too(outside: Path, tmp_path: Path) -> None:
+    for place, more in (("here", []), ("joblib", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"])):
+        line = command(outside, tmp_path / place, "devices=2", "trainer.max_steps=8", *more)
+        assert main(["run", "-m", *line[1:]]) == 0
+    (one, value), (two, same) = (run_of(tmp_path / place) for place in ("here", "joblib"))
+    assert one.tolist() == two.tolist()
+    assert value == same
+
+
 @pytest.mark.parametrize(
     ("option", "told"),
     [
