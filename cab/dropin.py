@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
@@ -65,7 +65,8 @@ class Study:
         with composer.one_line_errors("dropin"):
             typed = OmegaConf.to_object(config)
         assert isinstance(typed, schema.Dropin)
-        self.composer, self.config, self.experiment = composer, typed, typed.experiment
+        self.composer, self.config = composer, typed
+        self.experiment = self._named(overrides)
         self.device = devices.resolve_device(typed.device)
         self.threads = devices.resolve_threads(typed.threads)
         self.given = [word for word in overrides if word.startswith(("trainer", "tracker", "hydra.", "hydra/"))]
@@ -73,6 +74,23 @@ class Study:
         known = [*self.experiment.plain, *self.experiment.ladders]
         _require("task", typed.tasks, [task.task for task in self.experiment.tasks])
         _require("attention", typed.attentions, known)
+
+    def _named(self, overrides: Sequence[str]) -> schema.Experiment:
+        """The experiment; under another name where it, or how costs are measured, is not as its config says."""
+        choice = [word for word in overrides if word.startswith("experiment=")]
+        frozen = OmegaConf.to_object(self.composer.compose("dropin", choice))
+        assert isinstance(frozen, schema.Dropin)
+        given, said = self.config, frozen
+        changed = {
+            key: asdict(value)
+            for key, value, before in (
+                ("experiment", given.experiment, said.experiment),
+                ("measure", given.measure, said.measure),
+            )
+            if value != before
+        }
+        base = schema.Protocol(name=given.experiment.name, version=given.experiment.version)
+        return replace(given.experiment, name=protocol.effective_name(base, changed))
 
     @cached_property
     def protocol(self) -> str:

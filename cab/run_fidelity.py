@@ -33,7 +33,9 @@ def fidelity_of(
     cell: Cell, dense: torch.nn.Module, model: torch.nn.Module
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Rows (the mean over layers), and per layer the arrays ``fidelity/<metric>`` of the side file; NaN where a measure
-    has no meaning. For exact attention also ``fidelity/singular_values``: per layer, the mean over heads.
+    has no meaning. For exact attention also ``fidelity/singular_values``: per layer, the mean over heads. A layer that
+    is called several times (with titles and with articles, say) counts as the mean of its calls, and its singular
+    values are those of the longest.
 
     Args:
         dense: the trained model with exact attention.
@@ -44,18 +46,22 @@ def fidelity_of(
     with torch.inference_mode(), record(dense) as calls:
         cell.task.loss(dense, {name: tensor.to(cell.device) for name, tensor in batch.items()})
     layers = dict(model.named_modules())
-    found: list[Fidelity] = []
+    by_layer: dict[str, list[Call]] = {}
+    for call in calls:
+        if call.pattern is cell.pattern:
+            by_layer.setdefault(call.name, []).append(_shortened(call, SAMPLES))
+    found: list[list[Fidelity]] = []
     spectra: list[np.ndarray] = []
-    for call in (_shortened(call, SAMPLES) for call in calls if call.pattern is cell.pattern):
-        layer = layers[call.name]
+    for name, own in by_layer.items():
+        layer = layers[name]
         if not isinstance(layer, HeadwiseAttention):
             return [], {}
-        found.append(fidelity(layer.core, call.q, call.k, call.v, key_padding_mask=call.key_padding_mask))
+        found.append([fidelity(layer.core, c.q, c.k, c.v, key_padding_mask=c.key_padding_mask) for c in own])
         if cell.setting.card.exact:
-            spectra.append(_spectrum(call))
+            spectra.append(_spectrum(max(own, key=lambda call: call.k.shape[2])))
     rows, arrays = [], {}
     for metric, attribute, unit, better in _MEASURES:
-        values = np.array([getattr(each, attribute) for each in found], dtype=float)
+        values = np.array([[getattr(each, attribute) for each in own] for own in found], dtype=float).mean(axis=-1)
         arrays[f"fidelity/{metric}"] = values
         mean = float(values.mean()) if len(values) else math.nan
         if math.isfinite(mean):

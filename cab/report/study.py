@@ -249,7 +249,9 @@ def _figures(reader: _Reader, cells: Sequence[StudyCell], number: int) -> Iterat
         if scored is None or memory is None or time is None:
             continue
         quality = _interval(scored, metric)
-        point = StudyPoint(memory, time.value, time.low, time.high, quality.value, quality.low, quality.high)
+        point = StudyPoint(
+            cell.budget, memory, time.value, time.low, time.high, quality.value, quality.low, quality.high
+        )
         curves.setdefault(cell.attention, []).append(point)
     if len(curves) > 1:
         yield StudyFigure(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyPoint:
-    """Memory and time relative to exact attention, and quality, with intervals where there are any."""
+    """Memory and time relative to exact attention, and quality, with intervals where there are any.
 
+    ``budget`` is the nominal share of the weights, where the setting has one.
+    """
+
+    budget: float | None
     memory: float
     time: float
     time_low: float | None
@@ -46,36 +50,49 @@ class StudyFigure:
     def draw(self) -> Canvas:
         from matplotlib.figure import Figure as Canvas
 
-        canvas = Canvas(figsize=(2 * WIDTH, 4.6), layout="constrained")
+        canvas = Canvas(figsize=(2.2 * WIDTH, 4.4), layout="constrained")
         canvas.suptitle(self.title, fontsize=11, x=0.01, ha="left")
-        memory, time = canvas.subplots(1, 2, sharey=True)
-        for axes, label, of_time in ((memory, "peak memory", False), (time, "time", True)):
-            _draw(axes, self, of_time)
-            axes.set_xlabel(f"{label} of the attention, relative to exact attention (log)")
+        columns = canvas.subplots(1, 3, sharey=True)
+        for axes, (label, place) in zip(columns, _PLACES.items(), strict=True):
+            _draw(axes, self, place)
+            axes.set_xlabel(f"{label}, relative to exact attention (log)")
         better = "higher" if self.higher_is_better else "lower"
-        memory.set_ylabel(f"{self.y_label}, {better} is better")
-        handles, labels = memory.get_legend_handles_labels()
-        canvas.legend(handles, labels, loc="outside right center", fontsize=8.5, frameon=False)
+        columns[0].set_ylabel(f"{self.y_label}, {better} is better")
+        canvas.legend(*columns[1].get_legend_handles_labels(), loc="outside right center", fontsize=8.5, frameon=False)
         freeze(canvas)
         return canvas
 
 
-def _draw(axes: Axes, figure: StudyFigure, of_time: bool) -> None:
+# What stands on the x axis, and the place with its interval.
+_Place = tuple[float | None, float | None, float | None]
+_PLACES: Mapping[str, Callable[[StudyPoint], _Place]] = {
+    "weights kept (nominal)": lambda point: (point.budget, None, None),
+    "peak memory": lambda point: (point.memory, None, None),
+    "time": lambda point: (point.time, point.time_low, point.time_high),
+}
+
+
+def _draw(axes: Axes, figure: StudyFigure, place: Callable[[StudyPoint], _Place]) -> None:
+    from matplotlib.ticker import LogLocator
+
     axes.set_xscale("log")
     values = [point.quality for curve in figure.curves for point in curve.points]
     if min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
     plain_ticks(axes)
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
     axes.axvline(1.0, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+    axes.axhline(figure.curves[0].points[0].quality, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
     for curve in figure.curves:
         colour, marker, dash = style(curve.attention, figure.attentions)
-        x = [point.time if of_time else point.memory for point in curve.points]
-        y = [point.quality for point in curve.points]
+        points = [
+            (point, at, low, high) for point in curve.points for at, low, high in [place(point)] if at is not None
+        ]
+        x, y = [at for _, at, _, _ in points], [point.quality for point, *_ in points]
         axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.2, linestyle=dash, label=curve.attention)
         colours = [colour] * len(x)
-        bars(axes.vlines, [(at, p.low, p.high) for at, p in zip(x, curve.points, strict=True)], colours, linewidth=1)
-        if of_time:
-            bars(axes.hlines, [(p.quality, p.time_low, p.time_high) for p in curve.points], colours, linewidth=1)
+        bars(axes.vlines, [(at, p.low, p.high) for p, at, _, _ in points], colours, linewidth=1)
+        bars(axes.hlines, [(p.quality, low, high) for p, _, low, high in points], colours, linewidth=1)
 
 
 @dataclass(frozen=True)
