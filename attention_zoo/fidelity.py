@@ -153,11 +153,14 @@ def record(model: nn.Module) -> Iterator[list[Call]]:
             q, k, v = (x.detach() for x in given)
             calls.append(Call(running[-1], core.pattern, q, k, v, mask))
 
+    def left(*_: Any) -> None:
+        running.pop()
+
     hooks = [nn.modules.module.register_module_forward_hook(called, with_kwargs=True)]
     for name, module in model.named_modules():
         if not isinstance(module, AttentionCore):
             hooks.append(module.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
-            hooks.append(module.register_forward_hook(lambda *_: running.pop() and None, always_call=True))
+            hooks.append(module.register_forward_hook(left, always_call=True))
     try:
         yield calls
     finally:

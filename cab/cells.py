@@ -22,7 +22,7 @@ from cab.compose import config_node
 from cab.errors import UserError, blame_user, unknown
 from cab.measure.environment import hardware_id, usable_cores
 from cab.records import RecordStore
-from cab.schema import Run, Trainer
+from cab.schema import Finetune, Run, Trainer
 from cab.settings import Setting
 from cab.source_hash import source_hash
 from cab.task_settings import make_task, resolve_pattern
@@ -45,6 +45,7 @@ class Cell:
     pattern: Pattern
     device: str
     protocol: str
+    source: Cell | None = None  # whose trained weights the run begins from
 
     @cached_property
     def task(self) -> Task:
@@ -64,6 +65,10 @@ class Cell:
     def recipe(self) -> Recipe:
         """The task's recipe at its size, with what the trainer config overrides."""
         recipe = replace(self.task.recipe, **overridden_recipe(self.config.trainer))
+        if self.source is not None:
+            rate = self.config.finetune.learning_rate
+            rate = recipe.learning_rate / 10 if rate is None else rate
+            recipe = replace(recipe, max_steps=self.config.finetune.steps, learning_rate=rate)
         return replace(recipe, warmup_steps=min(recipe.warmup_steps, recipe.max_steps))
 
     @property
@@ -94,6 +99,8 @@ class Cell:
             **machine_identity(self.device, self.config.devices),
             **self._other_split,
         }
+        if self.source is not None:
+            identity |= {"source": self.source.key, "finetune": asdict(self.config.finetune)}
         return digest(identity)
 
     @cached_property
@@ -175,6 +182,22 @@ def machine_identity(device: str, devices: int = 1) -> dict[str, Any]:
     }
 
 
+def _of_dropin(run: Run) -> dict[str, Any]:
+    """What tells a drop-in run from one that trains from scratch, as options of its task's setting.
+
+    Raises:
+        UserError: ``finetune`` without ``dropin``, or not a number of steps.
+    """
+    if run.finetune.steps < 0:
+        raise UserError(f"finetune.steps={run.finetune.steps} is not allowed: a whole number of at least 0")
+    if run.dropin is None:
+        if run.finetune != Finetune():
+            raise UserError("finetune goes on from trained weights: give dropin=softmax too")
+        return {}
+    steps = {"finetune": run.finetune.steps} if run.finetune.steps else {}
+    return {"dropin": run.dropin, **steps}
+
+
 def search_path(runtime: DictConfig) -> tuple[str, ...]:
     """The folders of ``--config-dir``, as ``hydra.runtime`` knows them."""
     return tuple(
@@ -190,7 +213,7 @@ def _changed(default: Mapping[str, Any], node: Mapping[str, Any]) -> dict[str, A
     return {key: value for key, value in node.items() if key not in interpolated and default.get(key) != value}
 
 
-def _named(name: str, changed: Mapping[str, Any]) -> str:
+def with_options(name: str, changed: Mapping[str, Any]) -> str:
     """``performer``, or ``performer[num_features=64]``."""
     return f"{name}[{','.join(f'{key}={value}' for key, value in sorted(changed.items()))}]" if changed else name
 
@@ -215,7 +238,7 @@ def resolve(config: DictConfig, runtime: DictConfig) -> Cell:
     attention_changed = _changed(config_node("attention", choices["attention"], path), attention)
     task_changed = _changed(config_node("task", choices["task"], path), task)
     with blame_user():
-        setting = Setting.from_node(_named(choices["attention"], attention_changed), attention)
+        setting = Setting.from_node(with_options(choices["attention"], attention_changed), attention)
         baseline = Setting.from_node(run.baseline, config_node("attention", run.baseline, path))
     device = devices.resolve_device(run.device)
     devices.resolve_dtype(run.dtype, training=True)
@@ -231,12 +254,15 @@ def resolve(config: DictConfig, runtime: DictConfig) -> Cell:
     if run.seed not in run.protocol.seeds:
         overridden["seed"] = run.seed
     overridden |= {f"trainer.{key}": value for key, value in overridden_recipe(run.trainer).items()}
+    if run.dropin is not None:
+        overridden |= {"dropin": run.dropin, "finetune": asdict(run.finetune)}
+    overridden = {key: value for key, value in overridden.items() if key not in run.protocol.free}
     if run.split != "test":
         overridden = {"split": run.split}  # no row of a board, whatever else it says; all trials of a search together
     cell = Cell(
         config=run,
         task_name=choices["task"],
-        task_setting=_named(choices["task"], task_changed),
+        task_setting=with_options(choices["task"], task_changed | _of_dropin(run)),
         task_target=str(task["_target_"]),
         task_options={key: value for key, value in task.items() if key != "_target_"},
         setting=setting,
@@ -245,6 +271,14 @@ def resolve(config: DictConfig, runtime: DictConfig) -> Cell:
         device=device,
         protocol=protocol.effective_name(run.protocol, overridden),
     )
+    if run.dropin is not None:
+        with blame_user():
+            exact = Setting.from_node(run.dropin, config_node("attention", run.dropin, path))
+        if not exact.card.exact:
+            raise UserError(f"dropin={run.dropin} is not allowed: an exact attention, whose place another can take")
+        plain = replace(run, dropin=None, finetune=Finetune())
+        named = with_options(choices["task"], task_changed)
+        cell = replace(cell, source=replace(cell, config=plain, task_setting=named, setting=exact))
     if count > 1 and (batches := cell.recipe.accumulate) % count:
         raise UserError(
             f"devices={count} cannot share out the {batches} batches of an update evenly: give trainer.accumulate="

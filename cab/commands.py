@@ -184,6 +184,13 @@ def leaderboard(composer: Composer, arguments: Arguments) -> int:
     return Leaderboard(composer, composer.compose("leaderboard", arguments.overrides), arguments.overrides).run()
 
 
+def dropin(composer: Composer, arguments: Arguments) -> int:
+    """A drop-in study."""
+    from cab.dropin import Study
+
+    return Study(composer, composer.compose("dropin", arguments.overrides), arguments.overrides).run()
+
+
 def listing(composer: Composer, arguments: Arguments) -> int:
     """Settings and tasks."""
     from cab.listing import print_listing
@@ -215,6 +222,7 @@ COMMANDS: dict[str, Callable[[Composer, Arguments], int]] = {
     "run": run,
     "tune": tune,
     "leaderboard": leaderboard,
+    "dropin": dropin,
     "efficiency": efficiency,
     "check": check,
     "report": report,

@@ -34,6 +34,7 @@ VERBS: dict[str, VerbHelp] = {
         Keys: task=NAME  attention=NAME  pattern=noncausal_self|causal_self|noncausal_cross|causal_cross
               seed=N  size=tiny  slots=one|all  trainer.max_steps=N  attention.OPTION=VALUE  task.OPTION=VALUE
               results=DIR  device=  devices=N  dtype=  threads=  tracker=none|wandb|tensorboard
+              dropin=softmax finetune.steps=N (the attention in a model that was trained with another)
         With -m, values separated by commas are swept over, and what is complete is not run again.""",
         (
             ("cab run task=recall attention=performer pattern=causal_self seed=1", "one run"),
@@ -67,6 +68,19 @@ VERBS: dict[str, VerbHelp] = {
                 "cab tune task=recall 'trainer.learning_rate=tag(log,interval(1e-4,1e-2))' trials=20 dry_run=true",
                 "the space, what is fixed, and how far the records go",
             ),
+        ),
+    ),
+    "dropin": VerbHelp(
+        "other attentions in trained models, without training again: quality against memory and time",
+        """\
+        Trains each task of a study once with exact attention, puts every setting in the place of it, at a ladder of
+        budgets, scores it as it is and after fine-tuning, and measures its cost. See docs/DROPIN.md.
+        Keys: experiment=smyrf_dropin  attentions=[...]  tasks=[...]  budgets=[1.0,0.5]  seeds=[1]  finetune=[0,100]
+              costs=true|false  results=DIR  device=  dtype=  threads=  tracker=  dry_run=true  hydra/launcher=""",
+        (
+            ("cab dropin experiment=smyrf_dropin", "the whole study"),
+            ("cab dropin 'tasks=[retrieval]' 'attentions=[softmax,smyrf,uniform]' 'finetune=[0]'", "a part of it"),
+            ("cab dropin dry_run=true", "what it would run"),
         ),
     ),
     "efficiency": VerbHelp(

@@ -20,7 +20,7 @@ _WORDED = {
     "status": tuple(map(str, Status)),
     "pattern": tuple(map(str, Pattern)),
     "level": ("op", "layer", "model"),
-    "phase": ("inference", "training_forward", "training", "decode", "train", "evaluate"),
+    "phase": ("inference", "training_forward", "training", "decode", "train", "evaluate", "evaluate_exact", "fidelity"),
     "split": ("train", "validation", "test"),
     "slots": ("one", "all"),
 }

@@ -7,7 +7,6 @@ The way of a number: the config is resolved to a :class:`Cell`, whose key says w
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import time
 import traceback
@@ -18,43 +17,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
 from attention_zoo.contract import LengthExceeded, Unsupported
-from cab import device as devices
 from cab.cells import Cell
 from cab.claims import claimed
 from cab.device_lock import device_held
-from cab.errors import UNWRITABLE, UserError, one_line, unknown
+from cab.errors import UNWRITABLE, UserError, one_line
 from cab.measure.environment import write_manifest
 from cab.mirror import Mirror
 from cab.records import Record, Status, now
 from cab.run_costs import cost_rows
+from cab.run_fidelity import fidelity_of
+from cab.run_training import OnLog, OverBudget, checkpoint_of, trained, with_exact_attention
 from cab.samples import check_names, write_samples
-from cab.several_devices import Tell, train_together
-from cab.slots import fill
 from cab.tracking import NoTracker, Outcome, TrackedRun, Tracker
 from cab.train import (
-    CorruptCheckpoint,
     Diverged,
-    Progress,
-    load_checkpoint,
-    make_fabric,
-    make_optimizer,
-    train,
 )
-from tasks.contract import Artifact, Recipe, Scores, Slots, Task
+from tasks.contract import Artifact, Scores, Task
 from tasks.sources import DataUnavailable
 from tasks.whole_file import write_whole
-
-PARAMETER_BUDGET = 1.10  # CAB: an attention may add at most 10 % to the backbone's parameters
-
-
-class OverBudget(RuntimeError):
-    """The mechanism adds more parameters than the budget allows."""
-
-
-OnLog = Callable[[int, float], None]
 
 
 def execute(
@@ -134,7 +116,7 @@ def _execute(cell: Cell, mirror: Mirror, on_log: OnLog, say: Callable[[str], Non
         return failure(Status.ERROR, f"{type(error).__name__}: {one_line(error)} ({_keep_traceback(cell)})")
     store.write_units(cell.key, arrays)
     store.append(*(Record(**{**shared(), **row}, status=Status.OK) for row in rows))
-    _checkpoint(cell).unlink(missing_ok=True)
+    checkpoint_of(cell).unlink(missing_ok=True)
     samples = write_samples(cell.store.folder, cell.key, artifacts)
     mirror.finish(Outcome(str(Status.OK), rows=rows, samples=samples))
     return Status.OK
@@ -183,32 +165,58 @@ def _measure(
     cell: Cell, mirror: Mirror, on_log: OnLog, say: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], list[Artifact]]:
     """Trains and evaluates; the rows (without shared columns), the side file's arrays, and sample outputs."""
-    task, recipe = cell.task, cell.recipe
-    dtype = devices.resolve_dtype(cell.config.dtype, training=True)
+    task = cell.task
     name = f"{cell.task_setting}-{cell.pattern.short}-{cell.setting.name}-{cell.config.seed}-{cell.key[:6]}"
     mirror.start(TrackedRun(cell.key, name, cell.config.sweep, cell.resolved(), cell.store.folder / "trackers"))
-    model, progress = _trained(cell, recipe, dtype, mirror, on_log, say)
+
+    def log(step: int, loss: float) -> None:
+        mirror.log(step, {"loss": loss})
+        on_log(step, loss)
+
+    model, progress = trained(cell, log, say)
     model.eval()
     with torch.inference_mode():
         scores = task.evaluate(model, cell.split)
         artifacts = _samples(cell, model, say) if cell.split == "test" else []  # a task shows what it does on test data
-    rows: list[dict[str, Any]] = [
+    rows = _rows(cell, scores, "evaluate")
+    arrays = unit_arrays(scores) | {
+        "curve/step": np.array(progress.logged_steps),
+        "curve/loss": np.array(progress.logged_losses),
+    }
+    if cell.source is not None:
+        more_rows, more_arrays = _beside_exact_attention(cell, model, say)
+        rows, arrays = rows + more_rows, arrays | more_arrays
+    rows += cost_rows(cell, model, progress)
+    return rows, arrays, artifacts
+
+
+def _rows(cell: Cell, scores: Scores, phase: str) -> list[dict[str, Any]]:
+    return [
         {
             "metric": metric.name,
             "value": metric.value(scores),
             "unit": metric.unit,
             "higher_is_better": metric.higher_is_better,
             "split": cell.split,
-            "phase": "evaluate",
+            "phase": phase,
         }
-        for metric in task.card.metrics
+        for metric in cell.task.card.metrics
     ]
-    rows += cost_rows(cell, model, dtype, progress)
-    arrays = unit_arrays(scores) | {
-        "curve/step": np.array(progress.logged_steps),
-        "curve/loss": np.array(progress.logged_losses),
-    }
-    return rows, arrays, artifacts
+
+
+def _beside_exact_attention(
+    cell: Cell, model: torch.nn.Module, say: Callable[[str], None]
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Of a drop-in run: how near its attention comes to the trained one; after fine-tuning, what the same weights give
+    with exact attention again (phase ``evaluate_exact``)."""
+    exact = with_exact_attention(cell, model, say)
+    if cell.recipe.max_steps == 0:
+        return fidelity_of(cell, exact, model)
+    exact.eval()
+    with torch.inference_mode():
+        scores = cell.task.evaluate(exact, cell.split)
+    arrays = {f"exact/{name}": array for name, array in unit_arrays(scores).items()}
+    return _rows(cell, scores, "evaluate_exact"), arrays
 
 
 def _samples(cell: Cell, model: torch.nn.Module, say: Callable[[str], None]) -> list[Artifact]:
@@ -220,100 +228,6 @@ def _samples(cell: Cell, model: torch.nn.Module, say: Callable[[str], None]) -> 
         say(f"no samples of {cell.task_name}: {type(error).__name__}: {one_line(error)} ({_keep_traceback(cell)})")
         return []
     return artifacts
-
-
-def build_model(cell: Cell) -> torch.nn.Module:
-    """The backbone with the mechanism in its slots, within the parameter budget, on the cell's device.
-
-    Raises:
-        OverBudget: the parameters exceed those of the same backbone with exact attention by more than 10 %.
-        Unsupported: the mechanism has no form for a slot.
-        UserError: a slot's width, heads or lengths do not fit.
-    """
-    slots = fill(cell.setting, cell.baseline, cell.pattern, seed=cell.config.seed, slots=_slots(cell.config.slots))
-    model = _backbone(cell, slots)
-    exact = _backbone(cell, fill(cell.baseline, cell.baseline, cell.pattern, seed=cell.config.seed))
-    count, allowed = (sum(p.numel() for p in m.parameters()) for m in (model, exact))
-    if count > PARAMETER_BUDGET * allowed:
-        raise OverBudget(
-            f"{count:,} parameters, {count / allowed - 1:+.0%} on the backbone's {allowed:,}; the budget is +10 %"
-        )
-    if cell.config.dtype == "float64":
-        model = model.double()
-    return model.to(cell.device)
-
-
-def _backbone(cell: Cell, slots: Slots) -> torch.nn.Module:
-    torch.manual_seed(cell.config.seed)
-    try:
-        return cell.task.build_model(slots)
-    except Unsupported:
-        raise
-    except ValueError as error:
-        raise UserError(f"{cell.task_name} with {cell.setting.name}: {one_line(error)}") from error
-
-
-def _slots(name: str) -> Any:
-    if name not in ("one", "all"):
-        raise unknown("slots", name, ("one", "all"))
-    return name
-
-
-def _trained(
-    cell: Cell, recipe: Recipe, dtype: torch.dtype, mirror: Mirror, on_log: OnLog, say: Callable[[str], None]
-) -> tuple[torch.nn.Module, Progress]:
-    def log(step: int, loss: float) -> None:
-        mirror.log(step, {"loss": loss})
-        on_log(step, loss)
-
-    for _ in range(2):
-        model = build_model(cell)
-        with contextlib.suppress(CorruptCheckpoint):
-            if cell.config.devices == 1:
-                return model, _train(cell, model, make_fabric(torch.device(cell.device), dtype), log, say)
-            state = _checkpoint(cell), model, make_optimizer(model, recipe)
-            progress = load_checkpoint(*state, say)
-            if progress.step < recipe.max_steps:
-                train_together(
-                    functools.partial(_train_share, cell),
-                    device=cell.device,
-                    devices=cell.config.devices,
-                    dtype=dtype,
-                    heard=lambda message: log(*message) if isinstance(message, tuple) else say(message),
-                )
-                progress = load_checkpoint(*state, say)
-            return model, progress
-    raise RuntimeError(f"the checkpoint {_checkpoint(cell)} cannot be removed")
-
-
-def _train(cell: Cell, model: torch.nn.Module, fabric: Fabric, on_log: OnLog, warn: Callable[[str], None]) -> Progress:
-    return train(
-        cell.task,
-        model,
-        cell.recipe,
-        seed=cell.config.seed,
-        fabric=fabric,
-        checkpoint=_checkpoint(cell),
-        checkpoint_interval_s=cell.config.trainer.checkpoint_interval_s,
-        log_every=cell.config.trainer.log_every,
-        on_log=on_log,
-        warn=warn,
-    )
-
-
-def _train_share(cell: Cell, fabric: Fabric, tell: Tell) -> None:
-    """In one of the processes that train together."""
-    model = build_model(cell).to(fabric.device)
-
-    def log(step: int, loss: float) -> None:
-        if fabric.is_global_zero:
-            tell((step, loss))
-
-    _train(cell, model, fabric, log, tell)
-
-
-def _checkpoint(cell: Cell) -> Path:
-    return cell.store.folder / "checkpoints" / f"{cell.key}.pt"
 
 
 def unit_arrays(scores: Scores) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cab import device as devices
 from cab.cells import Cell
 from cab.measure.memory import peak_extra_bytes
 from cab.train import Learner, Progress, make_fabric
@@ -15,7 +16,7 @@ from cab.train import Learner, Progress, make_fabric
 _Figure = tuple[str, float, str, bool]
 
 
-def cost_rows(cell: Cell, model: torch.nn.Module, dtype: torch.dtype, progress: Progress) -> list[dict[str, Any]]:
+def cost_rows(cell: Cell, model: torch.nn.Module, progress: Progress) -> list[dict[str, Any]]:
     """Rows, without the columns that all rows of the run share."""
     trained = cell.recipe.max_steps > 0
     return [
@@ -27,18 +28,18 @@ def cost_rows(cell: Cell, model: torch.nn.Module, dtype: torch.dtype, progress: 
             "phase": "train" if trained else "inference",
         }
         for name, value, unit, better in (
-            *(_of_training(cell, model, dtype, progress) if trained else _of_inference(cell, model)),
+            *(_of_training(cell, model, progress) if trained else _of_inference(cell, model)),
             ("parameters", sum(parameter.numel() for parameter in model.parameters()), "parameters", False),
         )
     ]
 
 
-def _of_training(cell: Cell, model: torch.nn.Module, dtype: torch.dtype, progress: Progress) -> Iterator[_Figure]:
+def _of_training(cell: Cell, model: torch.nn.Module, progress: Progress) -> Iterator[_Figure]:
     yield "steps_per_s", progress.step / progress.seconds, "steps/s", True
     yield "tokens_per_s", progress.tokens / progress.seconds, "tokens/s", True
     yield "train_time_s", progress.seconds, "s", False
     if cell.config.devices == 1:  # where several train together, one alone does not hold what they exchange
-        yield "peak_extra_bytes", _step_memory(cell, model, dtype), "B", False
+        yield "peak_extra_bytes", _step_memory(cell, model), "B", False
 
 
 def _of_inference(cell: Cell, model: torch.nn.Module) -> Iterator[_Figure]:
@@ -46,8 +47,9 @@ def _of_inference(cell: Cell, model: torch.nn.Module) -> Iterator[_Figure]:
     yield "peak_extra_bytes", _forward_memory(cell, model), "B", False
 
 
-def _step_memory(cell: Cell, model: torch.nn.Module, dtype: torch.dtype) -> int:
+def _step_memory(cell: Cell, model: torch.nn.Module) -> int:
     """Peak extra bytes of one update (forward, backward, optimiser) over model, optimiser state and batches."""
+    dtype = devices.resolve_dtype(cell.config.dtype, training=True)
     learner = Learner(cell.task, model, cell.recipe, make_fabric(torch.device(cell.device), dtype))
     drawn = itertools.islice(cell.task.batches("train", cell.config.seed), cell.recipe.accumulate)
     batches = [learner.fabric.to_device(dict(batch)) for batch in drawn]

@@ -71,10 +71,22 @@ class Trainer:
 
 
 @dataclass
+class Finetune:
+    """Training that follows where trained weights were taken over.
+
+    ``learning_rate`` None is a tenth of the recipe's.
+    """
+
+    steps: int = 0
+    learning_rate: float | None = None
+
+
+@dataclass
 class Protocol:
     """A named, versioned set of cells (``conf/protocol``); ``fit`` is that of its report (see :class:`Report`).
 
-    ``scored_patterns`` are, by task, the patterns in which it is run, where that is not all of its card's.
+    ``scored_patterns`` are, by task, the patterns in which it is run, where that is not all of its card's. ``free`` are
+    keys of a run that the protocol leaves to each of its cells.
     """
 
     name: str = MISSING
@@ -88,6 +100,7 @@ class Protocol:
     lengths: list[int] = field(default_factory=list)
     baselines: list[str] = field(default_factory=list)
     fit: str = "measured"
+    free: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -160,6 +173,8 @@ class Run(Common):
     ``devices`` train together (DDP): an update's ``trainer.accumulate`` batches are shared out among them.
     ``split`` is ``test``, or ``validation`` for runs that choose between settings: they read no test data, and no
     table of a report shows them.
+    ``dropin`` is an exact setting: the run trains with it first, puts ``attention`` in the place of it, and goes on as
+    ``finetune`` says, by default not at all.
     ``sweep`` is the group that trackers show a run in; ``-m`` and ``cab leaderboard`` fill it in.
     """
 
@@ -174,8 +189,69 @@ class Run(Common):
     slots: str = "one"
     baseline: str = "sdpa"
     devices: int = 1
+    dropin: str | None = None
+    finetune: Finetune = field(default_factory=Finetune)
     split: str = "test"
     sweep: str | None = None
+
+
+@dataclass
+class StudyTask:
+    """A task of a drop-in study, with options, and the numbers of steps after which it is scored."""
+
+    task: str = MISSING
+    options: dict[str, Any] = field(default_factory=dict)
+    finetune_steps: list[int] = field(default_factory=lambda: [0])
+
+
+@dataclass
+class Ladder:
+    """How a mechanism spends a budget: the ``option`` is budget x length / weights, rounded, at least 1.
+
+    ``weights`` are those that one unit of the option costs per query, by pattern; patterns without are left out.
+    ``per_log_length``: times ln(length). ``fixed`` are other options.
+    """
+
+    option: str = MISSING
+    weights: dict[str, float] = MISSING
+    per_log_length: bool = False
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Experiment:
+    """A drop-in study (``conf/experiment``): ``plain`` are settings as they are, ``ladders`` go through the budgets."""
+
+    name: str = MISSING
+    version: int = MISSING
+    dropin: str = "softmax"
+    size: str = "tiny"
+    seeds: list[int] = field(default_factory=lambda: [1])
+    budgets: list[float] = field(default_factory=lambda: [1.0])
+    tasks: list[StudyTask] = field(default_factory=list)
+    plain: list[str] = field(default_factory=list)
+    ladders: dict[str, Ladder] = field(default_factory=dict)
+
+
+@dataclass
+class Dropin(Common):
+    """``cab dropin``: other attentions in trained models, at a ladder of budgets, without and with fine-tuning.
+
+    ``attentions`` and ``tasks`` are parts of the experiment by name or wildcard. ``finetune`` are the only numbers of
+    steps that are run, where given. Costs are measured as ``measure`` says, per setting at each task's length and
+    heads; ``costs=false`` leaves them out.
+    """
+
+    experiment: Experiment = field(default_factory=Experiment)
+    measure: Measure = field(default_factory=Measure)
+    trainer: Trainer = field(default_factory=Trainer)
+    tracker: Any = None
+    attentions: list[str] = field(default_factory=lambda: ["all"])
+    tasks: list[str] = field(default_factory=lambda: ["all"])
+    budgets: list[float] = field(default_factory=lambda: [1.0])
+    seeds: list[int] = field(default_factory=lambda: [1])
+    finetune: list[int] | None = None
+    costs: bool = True
 
 
 @dataclass
@@ -247,6 +323,7 @@ VERBS = {
     "run": Run,
     "tune": Tune,
     "leaderboard": Leaderboard,
+    "dropin": Dropin,
     "efficiency": Efficiency,
     "check": Check,
     "report": Report,
@@ -254,4 +331,4 @@ VERBS = {
     "doctor": Doctor,
     "submit": Submit,
 }
-GROUPS = {"measure": Measure, "protocol": Protocol, "trainer": Trainer}
+GROUPS = {"experiment": Experiment, "measure": Measure, "protocol": Protocol, "trainer": Trainer}

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tasks.whole_file import write_whole
 
@@ -100,7 +100,7 @@ class QualityFigure:
         for axes, panel in zip(all_axes, self.panels, strict=True):
             _draw_panel(axes, panel, settings)
         all_axes[-1].set_xlabel(self.x_label)
-        _freeze(canvas)
+        freeze(canvas)
         for axes, panel in zip(all_axes, self.panels, strict=True):
             _label_points(axes, panel, settings)
         return canvas
@@ -131,7 +131,7 @@ class CostFigure:
         canvas.suptitle(self.title, fontsize=11, x=0.01, ha="left")
         axes = canvas.subplots()
         _draw_curves(axes, self)
-        _freeze(canvas)
+        freeze(canvas)
         _label_ends(axes, self)
         return canvas
 
@@ -139,7 +139,17 @@ class CostFigure:
 Figure = QualityFigure | CostFigure
 
 
-def _freeze(canvas: Canvas) -> None:
+class Drawable(Protocol):
+    """A figure of a page: a dataclass whose fields are all that it is drawn from."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    def draw(self) -> Canvas: ...
+
+
+def freeze(canvas: Canvas) -> None:
     """Lays the axes out once: names are then put where there is room, and stay there."""
     canvas.draw_without_rendering()
     canvas.set_layout_engine(None)  # "none" would keep one that has every file drawn twice
@@ -160,7 +170,7 @@ def _named(panel: QualityPanel) -> list[QualityPoint]:
     return list(panel.points) if len(panel.points) <= MOST_NAMES else front(panel.points, panel.higher_is_better)
 
 
-def _style(setting: str, settings: Sequence[str]) -> tuple[str, str, Any]:
+def style(setting: str, settings: Sequence[str]) -> tuple[str, str, Any]:
     number = settings.index(setting)
     return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)]
 
@@ -173,7 +183,7 @@ def _draw_panel(axes: Axes, panel: QualityPanel, settings: Sequence[str]) -> Non
     values = [point.y for point in panel.points] + ([panel.floor] if panel.floor is not None else [])
     if min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
-    _plain_ticks(axes)
+    plain_ticks(axes)
     axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
     best = front(panel.points, panel.higher_is_better)
     axes.step(
@@ -193,10 +203,10 @@ def _draw_panel(axes: Axes, panel: QualityPanel, settings: Sequence[str]) -> Non
             fontsize=8,
             color=MUTED,
         )
-    styles = [_style(point.setting, settings) for point in panel.points]
+    styles = [style(point.setting, settings) for point in panel.points]
     colours = [colour for colour, _, _ in styles]
-    _bars(axes.hlines, [(p.y, p.x_low, p.x_high) for p in panel.points], colours, linewidth=1)
-    _bars(axes.vlines, [(p.x, p.y_low, p.y_high) for p in panel.points], colours, linewidth=1)
+    bars(axes.hlines, [(p.y, p.x_low, p.x_high) for p in panel.points], colours, linewidth=1)
+    bars(axes.vlines, [(p.x, p.y_low, p.y_high) for p in panel.points], colours, linewidth=1)
     on_front = set(best)
     for shape in MARKERS:
         drawn = [(p, colour) for p, (colour, marker, _) in zip(panel.points, styles, strict=True) if marker == shape]
@@ -220,19 +230,19 @@ def _draw_curves(axes: Axes, figure: CostFigure) -> None:
 
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    _plain_ticks(axes)
+    plain_ticks(axes)
     lengths = sorted({point[0] for curve in figure.curves for point in curve.points})
     axes.plot([lengths[0] / 1.15, lengths[-1]], [1.0, 1.0], color=INK, linewidth=1.4)
     for curve in figure.curves:
-        colour, marker, dash = _style(curve.setting, figure.settings)
+        colour, marker, dash = style(curve.setting, figure.settings)
         x, y = [point[0] for point in curve.points], [point[1] for point in curve.points]
         axes.plot(x, y, color=colour, marker=marker, markersize=4, linewidth=1.3, linestyle=dash)
     points = [(curve.setting, point) for curve in figure.curves for point in curve.points]
-    colours = [_style(setting, figure.settings)[0] for setting, _ in points]
-    _bars(axes.vlines, [(point[0], *point[2:]) for _, point in points], colours, linewidth=1)
+    colours = [style(setting, figure.settings)[0] for setting, _ in points]
+    bars(axes.vlines, [(point[0], *point[2:]) for _, point in points], colours, linewidth=1)
     if crossings := [(curve.setting, curve.crossing) for curve in figure.curves if curve.crossing is not None]:
-        colours = [_style(setting, figure.settings)[0] for setting, _ in crossings]
-        _bars(axes.hlines, [(1.0, low, high) for _, (_, low, high) in crossings], colours, linewidth=2, zorder=5)
+        colours = [style(setting, figure.settings)[0] for setting, _ in crossings]
+        bars(axes.hlines, [(1.0, low, high) for _, (_, low, high) in crossings], colours, linewidth=2, zorder=5)
         axes.scatter(
             [at for _, (at, _, _) in crossings],
             [1.0] * len(crossings),
@@ -255,7 +265,7 @@ def _draw_curves(axes: Axes, figure: CostFigure) -> None:
     axes.set_ylabel(figure.y_label)
 
 
-def _plain_ticks(axes: Axes) -> None:
+def plain_ticks(axes: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     def text(value: float, _: int) -> str:
@@ -271,7 +281,7 @@ def _plain_ticks(axes: Axes) -> None:
         axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
 
 
-def _bars(
+def bars(
     lines: Callable[..., Any],
     found: Sequence[tuple[float, float | None, float | None]],
     colours: Sequence[str],
@@ -320,7 +330,7 @@ def _label_points(axes: Axes, panel: QualityPanel, settings: Sequence[str]) -> N
         assert best is not None
         taken.append(best[4])
         far = (best[1] ** 2 + best[2] ** 2) ** 0.5 > 12
-        colour = _style(name, settings)[0]
+        colour = style(name, settings)[0]
         axes.annotate(
             name,
             (x, y),
@@ -362,7 +372,7 @@ def _label_ends(axes: Axes, figure: CostFigure) -> None:
     """Names at the right ends, pushed apart until none covers another, with a thin line to the end it names."""
     scale = axes.figure.dpi / 72
     fastest = sorted(figure.curves, key=lambda curve: (curve.points[-1][1], curve.setting))[:MOST_NAMES]
-    ends = [(curve.setting, *curve.points[-1][:2], _style(curve.setting, figure.settings)[0]) for curve in fastest]
+    ends = [(curve.setting, *curve.points[-1][:2], style(curve.setting, figure.settings)[0]) for curve in fastest]
     right = max(x for _, x, _, _ in ends)
     ends.append((figure.baseline, right, 1.0, INK))
     wanted = [(float(axes.transData.transform((x, y))[1]), name, x, y, colour) for name, x, y, colour in ends]
@@ -410,7 +420,7 @@ _COORDINATES = re.compile(r'\b(?:d|x|y)="[^"]*"')
 _LONG = re.compile(r"(\.\d\d)\d+")
 
 
-def render(figure: Figure) -> tuple[bytes, bytes]:
+def render(figure: Drawable) -> tuple[bytes, bytes]:
     """A figure as (SVG, PNG), with no date and no version in either."""
     import matplotlib
 
@@ -432,13 +442,13 @@ def render(figure: Figure) -> tuple[bytes, bytes]:
 class Drawn:
     """A figure on disk; ``stale`` where its data have changed since it was drawn."""
 
-    figure: Figure
+    figure: Drawable
     svg: Path
     png: Path
     stale: bool
 
 
-def write_figures(folder: Path, figures: Sequence[Figure], *, redraw: bool = True) -> list[Drawn]:
+def write_figures(folder: Path, figures: Sequence[Drawable], *, redraw: bool = True) -> list[Drawn]:
     """Writes ``<name>.svg`` and ``<name>.png``; what was drawn from the same data before is left as it is.
 
     With ``redraw`` false nothing is drawn, and what is there is returned: for pages rebuilt while results come in.
@@ -473,6 +483,6 @@ def _read_index(path: Path) -> dict[str, str]:
     return {str(name): str(key) for name, key in content.items()} if isinstance(content, dict) else {}
 
 
-def _key(figure: Figure) -> str:
-    content = {"data": asdict(figure), "drawing": DRAWING, "matplotlib": version("matplotlib")}
+def _key(figure: Drawable) -> str:
+    content = {"data": asdict(cast(Any, figure)), "drawing": DRAWING, "matplotlib": version("matplotlib")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +21,11 @@ from cab.report.compare import counterparts, write_comparison
 from cab.report.crossings import Fit, fit_named
 from cab.report.evidence import Evidence, read_evidence
 from cab.report.exports import tables_of, to_csv, to_latex
-from cab.report.figures import write_figures
+from cab.report.figures import Drawable, write_figures
 from cab.report.markdown import to_markdown
-from cab.report.page import to_html
+from cab.report.page import study_html, to_html
+from cab.report.study import build_study, study_markdown
+from cab.report.tables import Table
 from tasks.whole_file import write_whole
 
 
@@ -58,7 +60,8 @@ _ARROW = {
 
 def make_report(folder: Path, *, figures: bool = True, fit: Fit | None = None) -> Report:
     """Writes ``leaderboard.md``, ``index.html``, ``figures/``, ``summary.txt`` (the answer and the top of each
-    pattern, for a terminal), ``tables/`` (each table as CSV and LaTeX), ``records.csv`` and ``records.parquet``.
+    pattern, for a terminal), ``tables/`` (each table as CSV and LaTeX), ``records.csv`` and ``records.parquet``; for a
+    drop-in study ``dropin.md`` and ``dropin.html`` too.
 
     The same records give the same bytes. With ``figures`` false no figure is drawn anew and nothing is exported, for
     the rebuilds while results come in. ``fit`` ``cab2023`` adds CAB's own efficiency lengths; None: as the command
@@ -70,16 +73,24 @@ def make_report(folder: Path, *, figures: bool = True, fit: Fit | None = None) -
     with _no_collection():
         evidence = read_evidence(folder)
         book = build_book(evidence, fit)
-    shown = [figure for section in book.sections for part in section.patterns for figure in part.figures]
+        study = build_study(evidence)
+    shown: list[Drawable] = [
+        figure for section in book.sections for part in section.patterns for figure in part.figures
+    ]
+    shown += study.figures if study is not None else ()
     drawn = write_figures(folder / "figures", shown, redraw=figures)
     paths = [
         write_whole(folder / "leaderboard.md", to_markdown(book, drawn).encode()),
-        write_whole(folder / "index.html", to_html(book, drawn).encode()),
+        write_whole(folder / "index.html", to_html(book, drawn, study=study is not None).encode()),
         write_whole(folder / SUMMARY, ("\n".join(_top(book)) + "\n").encode()),
     ]
+    if study is not None:
+        lines = study_markdown(study, folder, [picture.figure.name for picture in drawn])
+        paths.append(write_whole(folder / "dropin.md", ("\n".join(lines) + "\n").encode()))
+        paths.append(write_whole(folder / "dropin.html", study_html(study, folder, drawn).encode()))
     if figures:
         paths += _export(folder, evidence)
-        paths += _export_tables(folder / "tables", book)
+        paths += _export_tables(folder / "tables", [*tables_of(book), *(study.tables if study is not None else ())])
     paths += [path for picture in drawn for path in (picture.svg, picture.png)]
     return Report(folder, tuple(paths), _top(book), book, book.problems, book.pending)
 
@@ -120,10 +131,10 @@ def _export(folder: Path, evidence: Evidence) -> list[Path]:
     return [write_whole(folder / name, content.getvalue()) for name, content in found.items()]
 
 
-def _export_tables(folder: Path, book: Book) -> list[Path]:
+def _export_tables(folder: Path, tables: Iterable[Table]) -> list[Path]:
     """Each table as CSV and as LaTeX; those of an earlier report go."""
     written = []
-    for table in tables_of(book):
+    for table in tables:
         written.append(write_whole(folder / f"{table.anchor}.csv", to_csv(table).encode()))
         written.append(write_whole(folder / f"{table.anchor}.tex", to_latex(table).encode()))
     for stale in {*folder.glob("*.csv"), *folder.glob("*.tex")} - set(written):

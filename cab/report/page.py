@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -15,6 +16,7 @@ from markupsafe import Markup, escape
 from cab.report.book import Book
 from cab.report.figures import COLOURS, GRID, INK, MUTED, PAPER, Drawn
 from cab.report.legend import how_to_read
+from cab.report.study import ABOUT, Study
 from cab.report.tables import Cell, Column, Details
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -46,8 +48,27 @@ class _DetailStore:
         return Markup(base64.b64encode(zlib.compress(content.encode(), 9)).decode())
 
 
-def to_html(book: Book, drawn: Sequence[Drawn]) -> str:
-    """The page."""
+def to_html(book: Book, drawn: Sequence[Drawn], *, study: bool = False) -> str:
+    """The page; ``study``: a page of a drop-in study stands beside it."""
+    pictures = {picture.figure.name: picture for picture in drawn}
+    return _rendered("page.html.j2", book=book, legend=how_to_read(book), pictures=pictures, study=study)
+
+
+def study_html(study: Study, folder: Path, drawn: Sequence[Drawn]) -> str:
+    """``dropin.html``, of the study in ``folder``."""
+    names = [table.anchor for table in study.tables]
+    return _rendered(
+        "study.html.j2",
+        study=study,
+        about=ABOUT,
+        protocol=folder.parent.name,
+        hardware=folder.name,
+        pictures=[picture for picture in drawn if picture.figure in study.figures],
+        loop_number=lambda table: names.index(table.anchor),
+    )
+
+
+def _rendered(template: str, **content: Any) -> str:
     store = _DetailStore()
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -56,14 +77,10 @@ def to_html(book: Book, drawn: Sequence[Drawn]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pictures = {picture.figure.name: picture for picture in drawn}
-    template = environment.get_template("page.html.j2")
-    return template.render(
-        book=book,
-        legend=how_to_read(book),
+    return environment.get_template(template).render(
+        **content,
         style=Markup((TEMPLATES / "style.css").read_text()),
         script=Markup((TEMPLATES / "page.js").read_text()),
-        pictures=pictures,
         inline=_inline,
         code=_code,
         number=store.number,

@@ -16,7 +16,8 @@ from cab.estimate import Estimator
 from cab.records import Status
 from cab.report.exports import tables_of
 from cab.report.make import make_report
-from cab.run import OverBudget, build_model, execute
+from cab.run import execute
+from cab.run_training import OverBudget, build_model
 from cab.samples import sample_paths
 from cab.train import (
     CorruptCheckpoint,
