@@ -244,9 +244,17 @@ def record_floors(cell: Cell, manifest: str | None) -> None:
     store = cell.store
     write_task_card(cell.task, cell.task_name, store.folder)
     keys = {name: f"{cell.floor_key}-{name.replace(' ', '_')}" for name in cell.task.card.floors}
+    place = (store.folder.absolute(), cell.floor_key)
+    if place in _FLOORS:
+        return
     with claimed(store.folder, cell.floor_key):
-        if not store.complete() >= set(keys.values()):
+        if not all(store.final(key) for key in keys.values()):
             _record_floors(cell, keys, manifest)
+    _FLOORS.add(place)
+
+
+# Whose records are known to be there: each cell of a sweep would read all of them again.
+_FLOORS: set[tuple[Path, str]] = set()
 
 
 def _record_floors(cell: Cell, keys: Mapping[str, str], manifest: str | None) -> None:

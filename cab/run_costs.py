@@ -11,7 +11,8 @@ import torch
 from cab import device as devices
 from cab.cells import Cell
 from cab.measure.memory import peak_extra_bytes
-from cab.train import Learner, Progress, make_fabric
+from cab.run_training import fabric_of
+from cab.train import Learner, Progress
 
 _Figure = tuple[str, float, str, bool]
 
@@ -50,7 +51,7 @@ def _of_inference(cell: Cell, model: torch.nn.Module) -> Iterator[_Figure]:
 def _step_memory(cell: Cell, model: torch.nn.Module) -> int:
     """Peak extra bytes of one update (forward, backward, optimiser) over model, optimiser state and batches."""
     dtype = devices.resolve_dtype(cell.config.dtype, training=True)
-    learner = Learner(cell.task, model, cell.recipe, make_fabric(torch.device(cell.device), dtype))
+    learner = Learner(cell.task, model, cell.recipe, fabric_of(cell.device, dtype))
     drawn = itertools.islice(cell.task.batches("train", cell.config.seed), cell.recipe.accumulate)
     batches = [learner.fabric.to_device(dict(batch)) for batch in drawn]
     model.train()

@@ -67,6 +67,12 @@ def _slots(name: str) -> Any:
     return name
 
 
+@functools.cache
+def fabric_of(device: str, dtype: torch.dtype) -> Fabric:
+    """One for all runs of this process: it holds nothing of a model."""
+    return make_fabric(torch.device(device), dtype)
+
+
 def trained(cell: Cell, on_log: OnLog, say: Say) -> tuple[torch.nn.Module, Progress]:
     """The model after the recipe's steps; goes on from the checkpoint of a cut run.
 
@@ -78,7 +84,7 @@ def trained(cell: Cell, on_log: OnLog, say: Say) -> tuple[torch.nn.Module, Progr
         model = _initial(cell, say)
         with contextlib.suppress(CorruptCheckpoint):
             if cell.config.devices == 1:
-                return model, _train(cell, model, make_fabric(torch.device(cell.device), dtype), on_log, say)
+                return model, _train(cell, model, fabric_of(cell.device, dtype), on_log, say)
             state = checkpoint_of(cell), model, make_optimizer(model, recipe)
             progress = load_checkpoint(*state, say)
             if progress.step < recipe.max_steps:

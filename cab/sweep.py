@@ -141,7 +141,7 @@ class PlanningSweeper(Sweeper):
                 combinations = BasicSweeper.split_arguments(parsed, None)[0]
             for overrides in combinations:
                 with self.composer.one_line_errors("run"):
-                    config, hydra = self.loader.shared(self.master, overrides)
+                    config, hydra = self.loader.apart(self.master, overrides)
                     cell = resolve(config, hydra.runtime)
                 cells.setdefault(f"{cell.store.folder}/{cell.key}", PlannedCell(overrides, cell))
         return list(cells.values())

@@ -6,11 +6,11 @@ sets a value, or a node, of its own gives the same config when it is set in one 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cab.cells import search_path
@@ -20,58 +20,73 @@ from cab.compose import config_node
 _PLAIN = ("pattern=", "seed=", "attention=")
 
 # Of the process: launchers pickle the loader anew for each job that a worker gets.
-_COMPOSED: dict[tuple[object, ...], tuple[DictConfig, DictConfig]] = {}
+_COMPOSED: dict[tuple[object, ...], DictConfig] = {}
+_PARSED: dict[str, Override] = {}
+_TAKEN_APART: dict[tuple[object, ...], tuple[DictConfig, DictConfig]] = {}
 
 
 class SweepLoader(ConfigLoaderImpl):
-    """Hydra's loader, for the planner and for launchers."""
+    """Hydra's loader, for the planner and for launchers. What it returns is good until the next call in this process:
+    a copy of a config takes Hydra as long as a small step of training, and its launchers keep none of it."""
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        """The config of one cell, the caller's own: equal to what Hydra's loader composes."""
-        config, hydra = (copy.deepcopy(part) for part in self.shared(master_config, sweep_overrides))
-        hydra.overrides.task = list(sweep_overrides)
-        hydra.job.override_dirname = self._dirname(hydra, sweep_overrides)
-        with open_dict(config):
-            config.hydra = hydra
-        OmegaConf.copy_cache(from_config=master_config, to_config=config)
+        """The config of one cell: equal to what Hydra's loader composes."""
+        place, parsed = self._place(master_config, sweep_overrides)
+        if place not in _COMPOSED:
+            _COMPOSED[place] = super().load_sweep_config(master_config, list(sweep_overrides))
+        config = _COMPOSED[place]
+        OmegaConf.set_readonly(config.hydra, False)  # as composed; a job's start makes it read-only
+        _set(config, config.hydra.runtime, parsed)
+        config.hydra.overrides.task = list(sweep_overrides)
+        style = config.hydra.job.config.override_dirname
+        config.hydra.job.override_dirname = get_overrides_dirname(
+            overrides=parsed, kv_sep=style.kv_sep, item_sep=style.item_sep, exclude_keys=style.exclude_keys
+        )
         return config
 
-    def shared(self, master_config: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
-        """The same in two, without a copy: the run's config, and its node ``hydra``. Good until the next call."""
-        options = any(word.startswith("attention.") for word in overrides)  # of the node that composing would merge
-        plain = [word for word in overrides if word.startswith(_PLAIN[:2] if options else _PLAIN)]
-        others = tuple(word for word in overrides if word not in plain)
-        keys = frozenset(word.partition("=")[0] for word in plain)
-        place = (tuple(master_config.hydra.overrides.hydra), master_config.hydra.job.config_name, others, keys)
-        if place not in _COMPOSED:
+    def apart(self, master_config: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
+        """The same in two, for a planner: the run's config, and its node ``hydra`` without what names the job."""
+        place, parsed = self._place(master_config, overrides)
+        if place not in _TAKEN_APART:
             config = super().load_sweep_config(master_config, list(overrides))
             with open_dict(config):
-                _COMPOSED[place] = config, config.pop("hydra")
-        config, hydra = _COMPOSED[place]
-        self._set(config, hydra.runtime, plain)
+                _TAKEN_APART[place] = config, config.pop("hydra")
+        config, hydra = _TAKEN_APART[place]
+        _set(config, hydra.runtime, parsed)
         return config, hydra
 
-    def _set(self, config: DictConfig, runtime: DictConfig, plain: Sequence[str]) -> None:
-        for override in self._parser.parse_overrides(list(plain)):
-            key, value = override.key_or_group, override.value()
-            if key == "attention":
-                node = config_node("attention", str(value), search_path(runtime))
-                with open_dict(config):
-                    config.attention = node
-                with open_dict(runtime.choices):
-                    runtime.choices.attention = value
-            else:
-                OmegaConf.update(config, key, value)
+    def _place(self, master_config: DictConfig, overrides: Sequence[str]) -> tuple[tuple[object, ...], list[Override]]:
+        """What cells have in common that are composed once, and the parsed overrides."""
+        plain = {override for override in overrides if _is_plain(override, overrides)}
+        others = tuple(override for override in overrides if override not in plain)
+        keys = frozenset(override.partition("=")[0] for override in plain)
+        fixed = tuple(master_config.hydra.overrides.hydra)
+        place = (fixed, master_config.hydra.job.config_name, others, keys)
+        return place, [self._parsed(override) for override in overrides]
 
-    def _dirname(self, hydra: DictConfig, overrides: Sequence[str]) -> str:
-        style = hydra.job.config.override_dirname
-        return get_overrides_dirname(
-            overrides=self._parser.parse_overrides(list(overrides)),
-            kv_sep=style.kv_sep,
-            item_sep=style.item_sep,
-            exclude_keys=style.exclude_keys,
-        )
+    def _parsed(self, override: str) -> Override:
+        if override not in _PARSED:
+            (_PARSED[override],) = OverridesParser.create(config_loader=self).parse_overrides([override])
+        return _PARSED[override]
 
-    @property
-    def _parser(self) -> OverridesParser:
-        return OverridesParser.create(config_loader=self)
+
+def _is_plain(override: str, overrides: Sequence[str]) -> bool:
+    """Options of an attention are merged into its node when it is composed, so it is not plain beside them."""
+    options = any(word.startswith("attention.") for word in overrides)
+    return override.startswith(_PLAIN[:2] if options else _PLAIN)
+
+
+def _set(config: DictConfig, runtime: DictConfig, parsed: Sequence[Override]) -> None:
+    lines = [override.input_line or "" for override in parsed]
+    for override, line in zip(parsed, lines, strict=True):
+        if not _is_plain(line, lines):
+            continue
+        key, value = override.key_or_group, override.value()
+        if key == "attention":
+            node = config_node("attention", str(value), search_path(runtime))
+            with open_dict(config):
+                config.attention = node
+            with open_dict(runtime.choices):
+                runtime.choices.attention = value
+        else:
+            OmegaConf.update(config, key, value)
