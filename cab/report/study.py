@@ -21,7 +21,7 @@ from cab.report.imported import plain_table
 from cab.report.numbers import with_interval
 from cab.report.study_figures import Curve, SpectrumFigure, StudyFigure, StudyPoint
 from cab.report.tables import BLANK, Cell, Column, Row, Table
-from cab.stats.intervals import Interval, interval_over_units, paired_difference, ratio_interval
+from cab.stats.intervals import Interval, interval_over_units, paired_difference, ratio_interval, without_spread
 
 PLAN = "study.json"
 PUBLISHED = "smyrf2020-results.csv"
@@ -177,7 +177,13 @@ def _exact(cells: Sequence[StudyCell]) -> StudyCell:
 
 
 def _interval(scored: _Scored, metric: Mapping[str, Any]) -> Interval:
-    return interval_over_units(scored.values, scored.weights, metric.get("aggregate", "mean"))
+    found = interval_over_units(scored.values, scored.weights, metric.get("aggregate", "mean"))
+    return without_spread(found, 0.0, 1.0) if _is_share(scored) else found
+
+
+def _is_share(scored: _Scored) -> bool:
+    """Of right answers, say: then equal units do not say that the mean is theirs exactly."""
+    return bool(np.isin(scored.values, (0.0, 1.0)).all())
 
 
 def _table(reader: _Reader, cells: Sequence[StudyCell], anchor: str) -> Table:
@@ -237,7 +243,8 @@ def _difference(
     if scored is None or dense is None or cell == exact:
         return BLANK
     found = paired_difference(scored.values, dense.values, dense.weights, metric.get("aggregate", "mean"))
-    return _shown(found)
+    shares = _is_share(scored) and _is_share(dense)
+    return _shown(without_spread(found, -1.0, 1.0) if shares else found)
 
 
 def _figures(reader: _Reader, cells: Sequence[StudyCell], number: int) -> Iterator[StudyFigure | SpectrumFigure]:

@@ -40,7 +40,7 @@ def test_a_search_composes_what_a_run_does_but_for_the_split(composer: Composer)
 def test_every_option_of_every_group_composes_in_a_verb_that_has_the_group(
     composer: Composer, group: str, name: str
 ) -> None:
-    verbs = {"measure": "efficiency"}
+    verbs = {"measure": "efficiency", "experiment": "dropin"}
     overrides = [f"{group}={name}", *(["task=recall"] if group != "task" else [])]
     verb = verbs.get(group, "run")
     config = composer.compose(verb, overrides if verb == "run" else overrides[:1])
