@@ -4,7 +4,7 @@ import copy
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -23,6 +23,7 @@ CELLS = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=12)  # composing as Hydra does takes most of the time
 @given(st.lists(CELLS, min_size=1, max_size=4), st.booleans())
 def test_each_config_equals_the_one_that_hydra_composes(cells: list[dict[str, object]], with_option: bool) -> None:
     with Composer():
