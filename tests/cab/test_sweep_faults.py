@@ -70,6 +70,7 @@ def store_of(results: Path) -> RecordStore:
     return RecordStore(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stands",
     # Serial: semaphores of joblib's workers wait by the kernel's wall clock, which no library can shift.
@@ -193,6 +194,7 @@ def damaged_checkpoints(folder: Path, keys: list[str]) -> None:
     torch.save([1, 2], paths[5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [[], pytest.param(WORKERS, marks=pytest.mark.slow)], ids=["serial", "two workers"])
 def test_damaged_checkpoints_are_said_and_the_cells_start_anew(
     outside: Path, tmp_path: Path, calm: Path, launcher: list[str]
@@ -275,6 +277,7 @@ stay("import")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "number", "deaf"),
     [

@@ -14,6 +14,8 @@ from cab.mirror import Mirror
 from cab.records import RecordStore
 from cab.tracking import INTERRUPTED, Outcome, TrackedRun
 
+pytestmark = pytest.mark.slow  # servers that hang, each waited for
+
 CHANGING = {"steps_per_s", "tokens_per_s", "train_time_s"}
 
 
