@@ -98,9 +98,9 @@ def test_ctrl_c_at_any_moment_leaves_within_five_seconds_and_says_how_to_go_on(
     middle, longest = times[len(times) // 2], times[-1]
     print(f"{name}: {len(found)} signals over {life:.1f} s: median {middle:.2f} s, longest {longest:.2f} s")
     assert len(found) > count // 2
-    # 0: all was done, and Python was at its own end, which takes a second with torch in it.
+    # 0: all was done, and Python was at its own end, which takes one or two of its seconds with torch and joblib in it.
     done = [left for left in found if left.status == 0]
-    assert len(done) <= 2
+    assert len(done) <= count // 4
     found = [left for left in found if left not in done]
     assert Counter(left.status for left in found) == {130: len(found)}
     for left in found:
