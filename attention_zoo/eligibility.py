@@ -25,10 +25,11 @@ from typing import Any
 
 import torch
 
-from attention_zoo.contract import Card, HeadwiseAttention, Pattern, Support, Unsupported
+from attention_zoo.contract import Card, HeadwiseAttention, Pattern, ProjectedAttention, Support, Unsupported
 from attention_zoo.errors import UnknownName
 from attention_zoo.registry import build_core, check_options, mechanism, names
 
+PROJECTIONS = ("query", "key", "value", "output")
 HEADS, HEAD_DIM = 8, 64  # of the layer that is looked at; counts of parameters are told for these
 
 
@@ -60,6 +61,12 @@ class Standing:
         """Raises :class:`Unsupported` with the reason unless it can stand in there."""
         if pattern in self.refused:
             raise Unsupported(f"{self.card.name} cannot stand in for softmax attention: {self.refused[pattern]}")
+
+
+def left_out(layer: ProjectedAttention) -> tuple[str, ...]:
+    """The trained projections that would have no place in a layer; a floor needs neither queries nor keys."""
+    missing = tuple(name for name in PROJECTIONS if name not in layer.projections)
+    return () if missing == ("query", "key") else missing
 
 
 def standing(name: str, **options: Any) -> Standing:
@@ -124,11 +131,8 @@ def _reason(kind: type[HeadwiseAttention], pattern: Pattern, options: Mapping[st
             layer = kind(HEADS * HEAD_DIM, HEADS, pattern, max_length=HEAD_DIM, **options)
     except Unsupported as refusal:
         return refusal.reason
-    lost = {"value", "output"} - layer.projections
-    if "query" in layer.projections:
-        lost |= {"key"} - layer.projections
-    if lost:
-        return f"it has no {' and no '.join(sorted(lost))} projection, so trained ones have no place"
+    if lost := left_out(layer):
+        return f"it has no {' and no '.join(lost)} projection, so trained ones have no place"
     own = {name.partition(".")[0]: None for name, _ in layer.core.named_parameters()}
     if own:
         count = f"{sum(p.numel() for p in layer.core.parameters()):,} at {HEADS} heads of {HEAD_DIM}"

@@ -14,10 +14,13 @@ from pathlib import Path
 import torch
 
 from attention_zoo.conformance import Certificate, Mark, Oracle, certify
-from attention_zoo.contract import Pattern
+from attention_zoo.contract import Pattern, Support
+from cab.record import Status
 from cab.settings import Setting
 from cab.source_hash import source_hash
 from tasks.whole_file import write_whole
+
+SEES_THE_FUTURE = "sees the future: causal in the values only"
 
 
 def certificate_key(setting: Setting) -> str:
@@ -72,6 +75,17 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def run_refusal(setting: Setting, pattern: Pattern, folder: Path) -> tuple[Status, str] | None:
+    """Why a run of a setting could not enter a board; None where it can, or has no form for the pattern at all."""
+    support = setting.card.supports.get(pattern)
+    if support is None:
+        return None
+    if support is Support.VALUE_CAUSAL:
+        return Status.UNSUPPORTED, SEES_THE_FUTURE
+    passed, reason = gate(certificate(setting, folder), pattern)
+    return None if passed else (Status.FAILED_CERTIFICATE, reason)
+
+
 def gate(made: Certificate, pattern: Pattern | str, *, quality: bool = False) -> tuple[bool, str]:
     """Whether a setting may enter a leaderboard in a pattern, and why not.
 
@@ -85,5 +99,5 @@ def gate(made: Certificate, pattern: Pattern | str, *, quality: bool = False) ->
     if part.mark is Mark.FAILED:
         return False, f"failed {', '.join(part.failed_tests)} of its certificate"
     if part.mark is Mark.VALUE_CAUSAL and quality:
-        return False, "sees the future: causal in the values only"
+        return False, SEES_THE_FUTURE
     return True, ""

@@ -68,6 +68,21 @@ def config_node(group: str, name: str, search_path: tuple[str, ...]) -> dict[str
     return {str(key): value for key, value in container.items()}
 
 
+def matching(what: str, wanted: Sequence[str], allowed: Sequence[str]) -> list[str]:
+    """The names among ``allowed`` that names and wildcards mean, in the order given; ``all`` means every one.
+
+    Raises:
+        UserError: one means none; ``what`` says what it is a name of.
+    """
+    chosen: list[str] = []
+    for pattern in wanted:
+        matches = [name for name in allowed if pattern == "all" or fnmatchcase(name, pattern)]
+        if not matches:
+            raise unknown(what, pattern, ["all", *allowed])
+        chosen += [name for name in matches if name not in chosen]
+    return chosen
+
+
 class Composer:
     """The open Hydra context: composes the configs of verbs, lists the options of groups, resolves settings."""
 
@@ -156,13 +171,7 @@ class Composer:
 
     def select(self, group: str, wanted: Sequence[str]) -> list[str]:
         """The options of a group that names and wildcards mean, in the order given; ``all`` means every one."""
-        allowed, chosen = self.options(group), []
-        for pattern in wanted:
-            matches = [name for name in allowed if pattern == "all" or fnmatchcase(name, pattern)]
-            if not matches:
-                raise unknown(group, pattern, ["all", *allowed])
-            chosen += [name for name in matches if name not in chosen]
-        return chosen
+        return matching(group, wanted, self.options(group))
 
     def settings(self, wanted: Sequence[str]) -> list[Setting]:
         """Attention settings by name, wildcard or dotted path of a class."""

@@ -7,31 +7,29 @@ of fine-tuning. The cost of each setting is measured at the task's length and he
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from attention_zoo.contract import Attention, Pattern, Support
+from attention_zoo.contract import Attention, Pattern
 from cab import device as devices
 from cab import protocol, schema
 from cab.cells import Cell, with_options
-from cab.certificates import certificate, gate
+from cab.certificates import certificate, run_refusal
 from cab.commands import cell_of, sweep
-from cab.compose import Composer
+from cab.compose import Composer, matching
 from cab.costs import certificate_gate
 from cab.efficiency import efficiency
-from cab.errors import unknown
 from cab.ladder import Rung, rungs
 from cab.measure.environment import hardware_id
-from cab.records import RETRIED, RecordStore, Status
+from cab.records import RETRIED, RecordStore
 from cab.report.make import make_report
 from cab.report.study import PLAN, StudyCell
 from cab.run_training import build_model
+from cab.say import say
 from cab.settings import Setting
 from cab.sweep import Refusal
 from tasks.whole_file import write_whole
@@ -47,7 +45,7 @@ class Prepared:
     source: Cell
     heads: int
     head_dim: int
-    rungs: tuple[Rung, ...]
+    rungs: Mapping[Rung, Setting]
 
     @property
     def length(self) -> int:
@@ -70,27 +68,18 @@ class Study:
         self.device = devices.resolve_device(typed.device)
         self.threads = devices.resolve_threads(typed.threads)
         self.given = [word for word in overrides if word.startswith(("trainer", "tracker", "hydra.", "hydra/"))]
-        self.tasks = [task for task in self.experiment.tasks if _chosen(task.task, typed.tasks)]
+        asked = matching("task", typed.tasks, list(dict.fromkeys(task.task for task in self.experiment.tasks)))
+        self.tasks = [task for task in self.experiment.tasks if task.task in asked]
         known = [*self.experiment.plain, *self.experiment.ladders]
-        _require("task", typed.tasks, [task.task for task in self.experiment.tasks])
-        _require("attention", typed.attentions, known)
+        self.attentions = matching("attention", typed.attentions, known)
 
     def _named(self, overrides: Sequence[str]) -> schema.Experiment:
         """The experiment; under another name where it, or how costs are measured, is not as its config says."""
-        choice = [word for word in overrides if word.startswith("experiment=")]
-        frozen = OmegaConf.to_object(self.composer.compose("dropin", choice))
-        assert isinstance(frozen, schema.Dropin)
-        given, said = self.config, frozen
-        changed = {
-            key: asdict(value)
-            for key, value, before in (
-                ("experiment", given.experiment, said.experiment),
-                ("measure", given.measure, said.measure),
-            )
-            if value != before
-        }
-        base = schema.Protocol(name=given.experiment.name, version=given.experiment.version)
-        return replace(given.experiment, name=protocol.effective_name(base, changed))
+        owned = ("experiment", "measure")
+        changed = protocol.changed(self.composer, "dropin", self.config, overrides, "experiment", owned)
+        given = self.config.experiment
+        base = schema.Protocol(name=given.name, version=given.version)
+        return replace(given, name=protocol.effective_name(base, changed))
 
     @cached_property
     def protocol(self) -> str:
@@ -110,7 +99,7 @@ class Study:
             self._certify(prepared)
         grids = [grid for each in prepared for grid in self._grids(each)]
         ended = sweep(self.composer, grids, refuse=self._refuse)
-        self._say(str(ended))
+        say(str(ended))
         if self.config.dry_run:
             return 0
         errors = sum(self._measure(each) for each in prepared) if self.config.costs else 0
@@ -119,16 +108,12 @@ class Study:
         return 1 if errors or any(status in ended.ended for status in RETRIED) else 0
 
     def _prepare(self, task: schema.StudyTask) -> Prepared:
-        base = self._common(task)
-        cell = cell_of(
-            self.composer, "run", [*base, f"attention={self.experiment.dropin}", f"dropin={self.experiment.dropin}"]
-        )
-        source = cell.source
+        source = self._cell(task).source
         assert source is not None
         source.task.prepare()
         layer = next(part for part in build_model(source).modules() if isinstance(part, Attention))
         found = rungs(self.experiment, source.pattern, source.task.lengths[0], self.config.budgets)
-        chosen = tuple(rung for rung in found if _chosen(rung.attention, self.config.attentions))
+        chosen = {rung: self._setting(rung) for rung in found if rung.attention in self.attentions}
         return Prepared(task, source, layer.num_heads, layer.head_dim, chosen)
 
     def _cell(self, task: schema.StudyTask) -> Cell:
@@ -183,29 +168,24 @@ class Study:
         names = list(dict.fromkeys(rung.attention for each in prepared for rung in each.rungs))
         for number, setting in enumerate(self.composer.settings(names), start=1):
             certificate(setting, self.store.folder)
-            self._say(f"[{number}/{len(names)}] certificate of {setting.name}")
+            say(f"[{number}/{len(names)}] certificate of {setting.name}")
 
     def _refuse(self, cell: Cell) -> Refusal | None:
         """The certificate is that of the mechanism's setting as its YAML says, for all of its rungs."""
-        support = cell.setting.card.supports.get(cell.pattern)
-        if support is Support.VALUE_CAUSAL:
-            return Status.UNSUPPORTED, "sees the future: causal in the values only"
-        if support is None:
-            return None
-        (base,) = self.composer.settings([cell.setting.name.partition("[")[0]])
-        passed, reason = gate(certificate(base, self.store.folder), cell.pattern)
-        return None if passed else (Status.FAILED_CERTIFICATE, reason)
+        return run_refusal(self._certified(cell.setting), cell.pattern, self.store.folder)
+
+    def _certified(self, setting: Setting) -> Setting:
+        (base,) = self.composer.settings([setting.name.partition("[")[0]])
+        return base
 
     def _measure(self, prepared: Prepared) -> int:
         """Costs of the task's settings; returns how many ended in an error."""
         config, length = self.config, prepared.length
-        settings = {setting.name: setting for setting in map(self._setting, prepared.rungs)}
         baselines = {name: self.composer.settings([name])[0] for name in schema.Efficiency().baselines}
         held = certificate_gate(self.store.folder)
 
         def base_gate(setting: Setting, pattern: Pattern) -> str | None:
-            (base,) = self.composer.settings([setting.name.partition("[")[0]])
-            return held(base, pattern)
+            return held(self._certified(setting), pattern)
 
         grid = schema.Efficiency(
             results=config.results,
@@ -218,8 +198,8 @@ class Study:
             protocol=schema.Protocol(name=self.protocol, version=self.experiment.version),
             measure=replace(config.measure, heads=prepared.heads, head_dim=prepared.head_dim),
         )
-        summary = efficiency(grid, list(settings.values()), self.store, baselines=baselines, gate=base_gate)
-        self._say(f"costs of {prepared.source.task_setting}: {summary}")
+        summary = efficiency(grid, list(prepared.rungs.values()), self.store, baselines=baselines, gate=base_gate)
+        say(f"costs of {prepared.source.task_setting}: {summary}")
         return summary.errors
 
     def _write_plan(self, prepared: Sequence[Prepared]) -> None:
@@ -228,7 +208,7 @@ class Study:
         before: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
         cells = {json.dumps(entry, sort_keys=True): entry for entry in before}
         for each in prepared:
-            for rung in each.rungs:
+            for rung, setting in each.rungs.items():
                 cell = StudyCell(
                     task=each.source.task_name,
                     source=each.source.task_setting,
@@ -237,23 +217,8 @@ class Study:
                     heads=each.heads,
                     head_dim=each.head_dim,
                     attention=rung.attention,
-                    setting=self._setting(rung).name,
+                    setting=setting.name,
                     budget=rung.budget,
                 )
                 cells.setdefault(json.dumps(vars(cell), sort_keys=True), dict(vars(cell)))
         write_whole(path, (json.dumps(list(cells.values()), indent=0) + "\n").encode())
-
-    @staticmethod
-    def _say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-
-def _chosen(name: str, wanted: Sequence[str]) -> bool:
-    return any(pattern == "all" or fnmatchcase(name, pattern) for pattern in wanted)
-
-
-def _require(what: str, wanted: Sequence[str], known: Sequence[str]) -> None:
-    """Raises ``UserError`` for a name or wildcard that means none of the study's."""
-    for pattern in wanted:
-        if not any(_chosen(name, [pattern]) for name in known):
-            raise unknown(what, pattern, ["all", *dict.fromkeys(known)])

@@ -17,7 +17,7 @@ from attention_zoo.contract import Pattern
 from cab.schema import Experiment, Ladder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is one place of a study, whatever its options
 class Rung:
     """A setting of a study: a config of ``conf/attention`` and options of it; ``budget`` None: it has none to spend."""
 

@@ -7,7 +7,6 @@ what is missing.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,19 +15,20 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from attention_zoo.contract import Pattern, Support
+from attention_zoo.contract import Pattern
 from cab import device as devices
 from cab import protocol, schema
 from cab.cells import Cell, overridden_recipe
-from cab.certificates import certificate, gate
+from cab.certificates import certificate, gate, run_refusal
 from cab.commands import sweep
 from cab.compose import Composer
 from cab.costs import measure_costs, patterns
 from cab.errors import unknown
 from cab.measure.environment import hardware_id
-from cab.records import RETRIED, RecordStore, Status
+from cab.records import RETRIED, RecordStore
 from cab.report.crossings import fit_named
 from cab.report.make import SUMMARY, make_report
+from cab.say import say
 from cab.sweep import Refusal
 from cab.task_settings import make_task, task_card
 from cab.tracking import make_tracker
@@ -84,9 +84,9 @@ class Leaderboard:
         make_tracker(self.config.tracker)
         grids = self._grids()
         if self.config.dry_run:
-            self._say(f"protocol {self.protocol} into {self.store.folder}")
+            say(f"protocol {self.protocol} into {self.store.folder}")
             for setting in self.settings:
-                self._say(f"  certificate and costs of {setting.name} at lengths {self.config.lengths}")
+                say(f"  certificate and costs of {setting.name} at lengths {self.config.lengths}")
             if grids:
                 sweep(self.composer, grids, refuse=self._refuse)
             return 0
@@ -99,7 +99,7 @@ class Leaderboard:
         costs = measure_costs(self.composer, self._efficiency(), on_cell=self._rebuild_now_and_then)
         ended = sweep(self.composer, grids, on_cell=self._rebuild_now_and_then, refuse=self._refuse) if grids else None
         if ended is not None:
-            self._say(str(ended))
+            say(str(ended))
         if self._fingerprint() != before or not (self.store.folder / SUMMARY).exists():
             make_report(self.store.folder, fit=self.fit)
         self._tell()
@@ -127,8 +127,8 @@ class Leaderboard:
             made = certificate(setting, self.store.folder)
             failed = [str(pattern) for pattern in setting.card.supports if not gate(made, pattern)[0]]
             verdict = f"fails in {', '.join(failed)}" if failed else "holds"
-            self._say(f"[{number}/{len(self.settings)}] certificate of {setting.name} {verdict} ({_since(tick)})")
-        self._say(f"certificates: {_since(begin)}")
+            say(f"[{number}/{len(self.settings)}] certificate of {setting.name} {verdict} ({_since(tick)})")
+        say(f"certificates: {_since(begin)}")
 
     def _efficiency(self) -> schema.Efficiency:
         config = self.config
@@ -192,13 +192,7 @@ class Leaderboard:
 
     def _refuse(self, cell: Cell) -> Refusal | None:
         """A run whose number could not enter the board is not run; the record says why."""
-        support = cell.setting.card.supports.get(cell.pattern)
-        if support is None:
-            return None
-        if support is Support.VALUE_CAUSAL:
-            return Status.UNSUPPORTED, "sees the future: causal in the values only"
-        passed, reason = gate(certificate(cell.setting, self.store.folder), cell.pattern)
-        return None if passed else (Status.FAILED_CERTIFICATE, reason)
+        return run_refusal(cell.setting, cell.pattern, self.store.folder)
 
     def _write_plan(self) -> None:
         """``plan.json``: what the page shows as pending while no record is there."""
@@ -237,10 +231,6 @@ class Leaderboard:
     def _tell(self) -> None:
         print((self.store.folder / SUMMARY).read_text())
         print(f"leaderboard: {self.store.folder / 'leaderboard.md'}\npage:        {self.store.folder / 'index.html'}")
-
-    @staticmethod
-    def _say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
 
 def _since(tick: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 from cab.cells import Cell
@@ -10,6 +9,7 @@ from cab.errors import UserError
 from cab.protocol import require_writable
 from cab.records import Status
 from cab.run import execute
+from cab.say import say
 from cab.tracking import make_tracker
 
 
@@ -39,14 +39,14 @@ class RunNarrator:
         require_writable(cell.store.folder)
         steps = cell.recipe.max_steps
         if cell.key in cell.store.complete():
-            self._say(f"{self._name()} is complete; its records are in {cell.store.folder}")
+            say(f"{self._name()} is complete; its records are in {cell.store.folder}")
         else:
             tracker = make_tracker(cell.config.tracker)
             if cell.config.dry_run:
-                self._say(f"would run {self._name()}: {steps} steps, into {cell.store.folder}")
+                say(f"would run {self._name()}: {steps} steps, into {cell.store.folder}")
                 return Status.OK
-            self._say(f"{self._name()}: {steps} steps, into {cell.store.folder}")
-            execute(cell, tracker=tracker, on_log=self._log, say=self._say)
+            say(f"{self._name()}: {steps} steps, into {cell.store.folder}")
+            execute(cell, tracker=tracker, on_log=self._log, say=say)
         return self._tell_values()
 
     def _name(self) -> str:
@@ -62,7 +62,7 @@ class RunNarrator:
         self.spoken = now
         done = step - self.first_step
         left = f", {(now - self.begin) / done * (steps - step):.0f} s left" if done else ""
-        self._say(f"  step {step}/{steps}  loss {loss:.4f}{left}")
+        say(f"  step {step}/{steps}  loss {loss:.4f}{left}")
 
     def _tell_values(self) -> Status:
         rows = self.cell.store.of_run(self.cell.key)
@@ -74,7 +74,3 @@ class RunNarrator:
                 status = Status(row["status"])
                 print(f"{row['metric']:<18} {row['status'].replace('_', ' ')}: {row['reason']}")
         return Status.OK if any(row["status"] == Status.OK for row in rows) else status
-
-    @staticmethod
-    def _say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)

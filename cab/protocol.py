@@ -52,14 +52,27 @@ def recorded_name(
         owned: keys that have to be what the protocol says.
         parts: keys with lists, any part of which belongs to the protocol.
     """
-    choice = [word for word in overrides if word.startswith("protocol=")]
+    return effective_name(config.protocol, changed(composer, verb, config, overrides, "protocol", owned, parts))
+
+
+def changed(
+    composer: Composer,
+    verb: str,
+    config: Any,
+    overrides: Sequence[str],
+    group: str,
+    owned: Sequence[str],
+    parts: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What of a verb's config is not as the chosen config of ``group`` says; arguments as :func:`recorded_name`."""
+    choice = [word for word in overrides if word.startswith(f"{group}=")]
     frozen = OmegaConf.to_object(composer.compose(verb, choice))
-    changed = {}
+    found = {}
     for key in (*owned, *parts):
         given, said = _plain(getattr(config, key)), _plain(getattr(frozen, key))
         if given != said and not (key in parts and set(given) <= set(said)):
-            changed[key] = given
-    return effective_name(config.protocol, changed)
+            found[key] = given
+    return found
 
 
 def _plain(value: Any) -> Any:

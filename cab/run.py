@@ -31,12 +31,13 @@ from cab.run_fidelity import fidelity_of
 from cab.run_training import OnLog, OverBudget, checkpoint_of, trained, with_exact_attention
 from cab.samples import check_names, write_samples
 from cab.tracking import NoTracker, Outcome, TrackedRun, Tracker
-from cab.train import (
-    Diverged,
-)
+from cab.train import Diverged
 from tasks.contract import Artifact, Scores, Task
 from tasks.sources import DataUnavailable
 from tasks.whole_file import write_whole
+
+# Whose records are known to be there: each cell of a sweep would read all of them again.
+_FLOORS: set[tuple[Path, str]] = set()
 
 
 def execute(
@@ -251,10 +252,6 @@ def record_floors(cell: Cell, manifest: str | None) -> None:
         if not all(store.final(key) for key in keys.values()):
             _record_floors(cell, keys, manifest)
     _FLOORS.add(place)
-
-
-# Whose records are known to be there: each cell of a sweep would read all of them again.
-_FLOORS: set[tuple[Path, str]] = set()
 
 
 def _record_floors(cell: Cell, keys: Mapping[str, str], manifest: str | None) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.contract import ProjectedAttention, Unsupported
+from attention_zoo.eligibility import PROJECTIONS, left_out
 from cab.cells import Cell
 from cab.claims import claimed
 from tasks.whole_file import whole_file
@@ -67,12 +68,13 @@ def take_over(model: nn.Module, weights: Weights, source: str) -> None:
 
 def _needless(model: nn.Module) -> tuple[str, ...]:
     """How names of weights begin that floors can do without: they look at neither queries nor keys."""
-    floors = [
-        name
+    return tuple(
+        f"{name}.{part}_projection."
         for name, layer in model.named_modules()
-        if isinstance(layer, ProjectedAttention) and not layer.projections & {"query", "key"}
-    ]
-    return tuple(f"{name}.{part}_projection." for name in floors for part in ("query", "key"))
+        if isinstance(layer, ProjectedAttention) and not left_out(layer)
+        for part in PROJECTIONS
+        if part not in layer.projections
+    )
 
 
 def _some(names: list[str]) -> str:

@@ -8,7 +8,6 @@ the same proposals, finds those that are recorded, and goes on at the first that
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,6 +21,7 @@ from cab.errors import UserError
 from cab.launching import duration
 from cab.protocol import require_writable
 from cab.records import RETRIED, Status
+from cab.say import say
 from cab.schema import Run, Tune
 from cab.search_space import Space, space_of
 from cab.searches import Outcome, Trial
@@ -76,7 +76,7 @@ class Search:
         self,
         composer: Composer,
         overrides: Sequence[str],
-        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+        say: Callable[[str], None] = say,
     ) -> None:
         self._composer = composer
         self._say = say

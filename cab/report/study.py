@@ -26,6 +26,11 @@ from cab.stats.intervals import Interval, interval_over_units, paired_difference
 PLAN = "study.json"
 PUBLISHED = "smyrf2020-results.csv"
 NOT_RUN = "not run"
+ABOUT = (
+    "Each model is trained with exact attention, or comes trained; then another attention takes the place of it, and "
+    "nothing is trained again unless the column says so. SMYRF (Daras et al., NeurIPS 2020, arXiv:2010.05315) claims "
+    "that this keeps quality at half of the memory."
+)
 
 
 @dataclass(frozen=True)
@@ -283,15 +288,8 @@ def study_markdown(study: Study, folder: Path, names: Sequence[str]) -> Iterator
     yield from (f"# Drop-in attention: `{folder.parent.name}` on `{folder.name}`", "")
     yield from (ABOUT, "")
     yield from ("Intervals are over test examples; runs of several seeds are averaged per example.", "")
-    for table, number in zip(study.tables, range(len(study.tables)), strict=True):
+    for number, table in enumerate(study.tables):
         yield from titled(table, "##")
         shown = [f"![{name}](figures/{name}.png)" for name in names if name.endswith(f"-{number}")]
         yield from (" ".join(shown), "") if shown else ()
     yield from titled(study.published, "##", "Imported, other models and data; never ranked with the rows above.")
-
-
-ABOUT = (
-    "Each model is trained with exact attention, or comes trained; then another attention takes the place of it, and "
-    "nothing is trained again unless the column says so. SMYRF (Daras et al., NeurIPS 2020, arXiv:2010.05315) claims "
-    "that this keeps quality at half of the memory."
-)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from attention_zoo.contract import Attention, ProjectedAttention, Unsupported
-
-PROJECTIONS = ("query", "key", "value", "output")
+from attention_zoo.eligibility import PROJECTIONS, left_out
 
 
 def require_drop_in(layer: Attention) -> None:
@@ -16,8 +15,7 @@ def require_drop_in(layer: Attention) -> None:
     refused = f"{layer.card.name} cannot be dropped into a pretrained model"
     if not isinstance(layer, ProjectedAttention):
         raise Unsupported(f"{refused}: it has no projections of queries, keys and values")
-    missing = [each for each in PROJECTIONS if each not in layer.projections]
-    if missing not in ([], ["query", "key"]):
+    if missing := left_out(layer):
         raise Unsupported(f"{refused}: it has no {' and '.join(missing)} projection to take the pretrained one")
     own = [key for key, _ in layer.named_parameters() if key.split("_projection.")[0] not in PROJECTIONS]
     if own:

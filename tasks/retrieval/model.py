@@ -14,10 +14,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from attention_zoo.contract import Attention, Pattern
+from attention_zoo.eligibility import PROJECTIONS
 from tasks.contract import Slots
 from tasks.decoding import SteppedBlock
 from tasks.layers import LearnedPositions
-from tasks.retrieval.dropin import PROJECTIONS, require_drop_in
+from tasks.retrieval.dropin import require_drop_in
 from tasks.retrieval.pretrained import Pretrained, Shape
 
 
