@@ -10,7 +10,6 @@ import contextlib
 import gc
 import os
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -35,6 +34,7 @@ from cab.protocol import require_writable
 from cab.records import Status
 from cab.report.numbers import size
 from cab.run import execute, record_failure
+from cab.say import say
 from cab.sweep_loader import SweepLoader
 from cab.tracking import NoTracker, Tracker, make_tracker
 from tasks.sources import DataUnavailable
@@ -67,15 +67,18 @@ class SweepSummary:
 
 def launched(config: DictConfig) -> str:
     """The task function that launchers call: one cell, in whatever process they chose; returns its status."""
-    cell = resolve(config, cast(DictConfig, HydraConfig.get().runtime))
+    runtime = cast(DictConfig, HydraConfig.get().runtime)
+    # A pool keeps its processes from one sweep to the next, and they stand where the first of them was started.
+    os.chdir(runtime.cwd)
+    cell = resolve(config, runtime)
     _spare_imports()
     return str(ended(cell))
 
 
-def ended(cell: Cell, say: Callable[[str], None] | None = None) -> Status:
+def ended(cell: Cell, say: Callable[[str], None] = say) -> Status:
     """Runs one cell of several: what a single run would tell as the user's mistake is an ``error`` row."""
     try:
-        return execute(cell, tracker=_tracker(cell), say=say or _say)
+        return execute(cell, tracker=_tracker(cell), say=say)
     except (UserError, DataUnavailable) as error:
         return record_failure(cell, Status.ERROR, one_line(error))
 
@@ -87,16 +90,12 @@ def _spare_imports() -> None:
     gc.freeze()
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _tracker(cell: Cell) -> Tracker:
     """The cell's tracker; none where this worker cannot have it, though the machine that planned the sweep could."""
     try:
         return make_tracker(cell.config.tracker)
     except UserError as error:
-        _say(f"{one_line(error)}; the records are complete without it")
+        say(f"{one_line(error)}; the records are complete without it")
         return NoTracker()
 
 
@@ -116,7 +115,7 @@ class PlanningSweeper(Sweeper):
         on_cell: Callable[[], None] = lambda: None,
         refuse: Callable[[Cell], Refusal | None] = lambda cell: None,
         dry_run: bool = False,
-        say: Callable[[str], None] = _say,
+        say: Callable[[str], None] = say,
     ) -> None:
         self.composer = composer
         self.on_cell = on_cell

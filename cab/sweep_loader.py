@@ -30,12 +30,13 @@ class SweepLoader(ConfigLoaderImpl):
     a copy of a config takes Hydra as long as a small step of training, and its launchers keep none of it."""
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        """The config of one cell: equal to what Hydra's loader composes."""
+        """The config of one cell: equal to what Hydra's loader composes where the sweep was started."""
         place, parsed = self._place(master_config, sweep_overrides)
         if place not in _COMPOSED:
             _COMPOSED[place] = super().load_sweep_config(master_config, list(sweep_overrides))
         config = _COMPOSED[place]
         OmegaConf.set_readonly(config.hydra, False)  # as composed; a job's start makes it read-only
+        config.hydra.runtime.cwd = master_config.hydra.runtime.cwd  # Hydra takes that of the worker
         _set(config, config.hydra.runtime, parsed)
         config.hydra.overrides.task = list(sweep_overrides)
         style = config.hydra.job.config.override_dirname

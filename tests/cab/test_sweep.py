@@ -150,3 +150,17 @@ def test_the_joblib_launcher_gives_the_same_values(outside: Path, in_tmp: Path) 
 
     assert len(values("serial")) == 8
     assert values("serial") == values("parallel")
+
+
+def test_workers_of_an_earlier_sweep_write_where_the_next_one_is_asked_for(
+    outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """joblib keeps its processes, which keep the folder that they were started in."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    cells = ["run", "--config-dir", str(outside), "-m", *SHORT, "task=first_token", "attention=linear", "seed=1,2"]
+    for name in ("one", "other"):
+        place = tmp_path / name
+        place.mkdir()
+        monkeypatch.chdir(place)
+        assert main([*cells, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]) == 0
+        assert len(ended(place)) == 2
