@@ -32,8 +32,9 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 leaderboard: $(INSTALLED)
 	$(BIN)/cab leaderboard protocol=quick
 
+# One process per core; tests that start sweeps of two workers take a core more.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

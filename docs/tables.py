@@ -24,11 +24,13 @@ from cab.support import LEGEND, markdown
 ROOT = Path(__file__).parent.parent
 LENGTH = 4096  # of the table of costs
 TASKS = {  # by the folder of their card
+    "digits": ("digits",),
     "lm": ("lm",),
     "lstf": ("lstf_weather", "lstf_etth1", "lstf_etth2", "lstf_ettm1", "lstf_ecl"),
     "mlm": ("mlm",),
     "pcc": ("pcc",),
     "recall": ("recall",),
+    "retrieval": ("retrieval",),
     "sr": ("sr",),
     "summarization": ("summarization",),
     "tts": ("tts_fastspeech2", "tts_transformer"),
