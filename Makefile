@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help leaderboard test lint test-slow test-mutation test-browser test-cluster test-search screenshots support benchmark-zoo benchmark-cab2023 benchmark-statistics benchmark-tasks benchmark-report benchmark-backbones clean
+.PHONY: help leaderboard test lint test-slow test-mutation test-browser test-cluster test-search screenshots support benchmark-zoo benchmark-cab2023 benchmark-statistics benchmark-tasks benchmark-dropin benchmark-report benchmark-backbones clean
 
 help:
 	@echo "make leaderboard    the quick protocol: certificates, costs, tasks, page (20 minutes on 2 cores)"
@@ -14,6 +14,7 @@ help:
 	@echo "make benchmark-cab2023  CAB's efficiency lengths by our clock, to 8,192 (a quarter of an hour up to 4,096)"
 	@echo "make benchmark-statistics  whether 95 % intervals of time ratios hold the truth (a quarter of an hour)"
 	@echo "make benchmark-tasks  every task at size tiny with exact attention, beside its floors (10 minutes)"
+	@echo "make benchmark-dropin  other attentions in trained models: the whole study (2 hours on 2 cores)"
 	@echo "make benchmark-report  seconds and memory of a report of half a million records"
 	@echo "make benchmark-backbones  parameters, FLOPs and memory of a step of every task's backbone at paper size"
 	@echo "make screenshots    the pictures in docs/ of a page, in headless Chromium"
@@ -86,6 +87,13 @@ benchmark-statistics: $(INSTALLED)
 # What cannot be fetched is a recorded gap, and no reason to stop.
 benchmark-tasks: $(INSTALLED)
 	-$(BIN)/cab run -m 'task=glob(*)' attention=softmax protocol=tasks threads=2 results=results/reference
+	$(BIN)/python docs/tables.py
+
+# One thread for all: a run and its costs are of one machine only with the same threads. What trains shares the cores;
+# what is timed has them alone.
+benchmark-dropin: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[joblib]'
+	$(BIN)/cab dropin experiment=smyrf_dropin threads=1 results=results/reference hydra/launcher=joblib hydra.launcher.n_jobs=2
 	$(BIN)/python docs/tables.py
 
 benchmark-report: $(INSTALLED)

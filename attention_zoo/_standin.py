@@ -15,7 +15,8 @@ from torch import Tensor
 
 from attention_zoo import eligibility
 from attention_zoo.contract import AttentionCore, Pattern, Unsupported
-from attention_zoo.registry import build_core
+from attention_zoo.errors import UnknownName
+from attention_zoo.registry import build_core, names
 
 SHORTEST = 512  # no core is built for less, so that most inputs never make one grow
 
@@ -34,14 +35,15 @@ class Choice:
     @classmethod
     def of(cls, name: str, options: Mapping[str, Any], cross: Pattern | str = Pattern.CAUSAL_CROSS) -> Choice:
         """Raises what :func:`eligibility.require` raises, and ``ValueError`` for a value that the core refuses."""
-        pattern = Pattern(cross)
-        if not pattern.is_cross:
-            raise ValueError(f"cross={cross!r} is no cross pattern; allowed: causal_cross, noncausal_cross")
+        if name not in names():
+            raise UnknownName("attention", name, eligibility.eligible())
+        if cross not in (allowed := [pattern.value for pattern in Pattern if pattern.is_cross]):
+            raise UnknownName("cross pattern", str(cross), allowed)
         needed = eligibility.require(name, **options)
         first = eligibility.standing(name, **options).patterns[0]
         with torch.random.fork_rng(devices=[]):
             build_core(name, 2, 16, first, max_length=64, **needed)
-        return cls(name, needed, pattern)
+        return cls(name, needed, Pattern(cross))
 
     @property
     def exact(self) -> bool:

@@ -24,6 +24,8 @@ from attention_zoo.registry import build_core, mechanism
 def convert(module: nn.Module, to: str, *, cross: Pattern | str = Pattern.CAUSAL_CROSS, **options: Any) -> nn.Module:
     """``module`` with every dense attention in it replaced, in place; what replaces ``module`` if it is one itself.
 
+    What was put in by an earlier call is replaced, too.
+
     Args:
         to: a mechanism that can stand in (:mod:`attention_zoo.eligibility`), with its ``options``.
         cross: the pattern of attention to a second sequence in ``nn.MultiheadAttention``: causal, unless no decoder
@@ -42,7 +44,7 @@ def convert(module: nn.Module, to: str, *, cross: Pattern | str = Pattern.CAUSAL
     if not made:
         raise ValueError(
             f"{type(module).__name__} holds nothing to replace: neither nn.MultiheadAttention nor a layer of the zoo "
-            "with exact attention and four projections (transformers' models: attention_zoo.integrations.transformers)"
+            "with exact attention and four projections (of transformers: attention_zoo.integrations.transformers)"
         )
     for parent in list(module.modules()):
         if isinstance(parent, nn.TransformerEncoder):
@@ -54,10 +56,12 @@ def convert(module: nn.Module, to: str, *, cross: Pattern | str = Pattern.CAUSAL
 
 
 def _replacement(part: nn.Module, choice: Choice, number: int) -> nn.Module | None:
-    if isinstance(part, HeadwiseAttention) and part.card.exact and len(part.projections) == 4:
+    if isinstance(part, StandIn) or (
+        isinstance(part, HeadwiseAttention) and part.card.exact and len(part.projections) == 4
+    ):
         return StandIn(part, choice, number)
-    if isinstance(part, nn.MultiheadAttention):
-        if type(part).forward is not nn.MultiheadAttention.forward:
+    if isinstance(part, nn.MultiheadAttention | MultiheadStandIn):
+        if isinstance(part, nn.MultiheadAttention) and type(part).forward is not nn.MultiheadAttention.forward:
             raise Unsupported(f"{type(part).__name__} is a multi-head attention with a forward pass of its own")
         return MultiheadStandIn(part, choice, number)
     return None
@@ -111,10 +115,18 @@ class MultiheadStandIn(nn.Module):
 
     in_proj_weight: Tensor | None
     in_proj_bias: Tensor | None
+    embed_dim: int
+    kdim: int
+    vdim: int
+    num_heads: int
+    head_dim: int
+    dropout: float
+    batch_first: bool
+    out_proj: nn.Module
 
-    def __init__(self, trained: nn.MultiheadAttention, choice: Choice, number: int) -> None:
+    def __init__(self, trained: nn.MultiheadAttention | MultiheadStandIn, choice: Choice, number: int) -> None:
         super().__init__()
-        if trained.bias_k is not None or trained.add_zero_attn:
+        if isinstance(trained, nn.MultiheadAttention) and (trained.bias_k is not None or trained.add_zero_attn):
             asked = "add_zero_attn" if trained.add_zero_attn else "add_bias_kv"
             raise Unsupported(
                 f"nn.MultiheadAttention with {asked} attends to a key that is of no sequence; no core does"

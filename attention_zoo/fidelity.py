@@ -128,10 +128,17 @@ def fidelity(
 def of_layers(calls: Iterable[Call], to: str, **options: Any) -> list[LayerFidelity]:
     """The fidelity of ``to`` in place of what was called, layer by layer.
 
-    Raises what ``eligibility.require`` raises, and :class:`Unsupported` for a pattern in which ``to`` cannot stand in.
+    Raises what ``eligibility.require`` raises, :class:`Unsupported` for a pattern in which ``to`` cannot stand in, and
+    ``ValueError`` if nothing was called.
     """
     choice = Choice.of(to, options)
-    found = []
+    found: list[LayerFidelity] = []
+    calls = list(calls)
+    if not calls:
+        raise ValueError(
+            "no call of an attention was recorded: the model did not run, or its attention is none of the zoo's (load "
+            "it with attn_implementation='cab_softmax', or convert it)"
+        )
     for number, call in enumerate(calls):
         core = Cores(choice, number).core(call.pattern, call.q, call.k)
         of = fidelity(core, call.q, call.k, call.v, key_padding_mask=call.key_padding_mask)

@@ -13,9 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from attention_zoo.contract import Pattern
+from attention_zoo.registry import mechanism, names
 from cab import device as devices
 from cab import protocol
 from cab.compose import config_node
@@ -198,6 +200,25 @@ def _of_dropin(run: Run) -> dict[str, Any]:
     return {"dropin": run.dropin, **steps}
 
 
+def _exact_setting(name: str, path: tuple[str, ...]) -> Setting:
+    """The setting that ``dropin`` names."""
+    try:
+        node = config_node("attention", name, path)
+    except MissingConfigException as error:
+        raise unknown("dropin", name, _exact_mechanisms()) from error
+    with blame_user():
+        setting = Setting.from_node(name, node)
+    if not setting.card.exact:
+        raise UserError(
+            f"dropin={name} is not allowed: it is not exact attention; allowed: {', '.join(_exact_mechanisms())}"
+        )
+    return setting
+
+
+def _exact_mechanisms() -> list[str]:
+    return [name for name in names() if mechanism(name).card.exact]
+
+
 def search_path(runtime: DictConfig) -> tuple[str, ...]:
     """The folders of ``--config-dir``, as ``hydra.runtime`` knows them."""
     return tuple(
@@ -272,10 +293,7 @@ def resolve(config: DictConfig, runtime: DictConfig) -> Cell:
         protocol=protocol.effective_name(run.protocol, overridden),
     )
     if run.dropin is not None:
-        with blame_user():
-            exact = Setting.from_node(run.dropin, config_node("attention", run.dropin, path))
-        if not exact.card.exact:
-            raise UserError(f"dropin={run.dropin} is not allowed: an exact attention, whose place another can take")
+        exact = _exact_setting(run.dropin, path)
         plain = replace(run, dropin=None, finetune=Finetune())
         named = with_options(choices["task"], task_changed)
         cell = replace(cell, source=replace(cell, config=plain, task_setting=named, setting=exact))

@@ -23,6 +23,7 @@ from cab.commands import cell_of, sweep
 from cab.compose import Composer, matching
 from cab.costs import certificate_gate
 from cab.efficiency import efficiency
+from cab.errors import UserError
 from cab.ladder import Rung, rungs
 from cab.measure.environment import hardware_id
 from cab.records import RETRIED, RecordStore
@@ -63,6 +64,7 @@ class Study:
         with composer.one_line_errors("dropin"):
             typed = OmegaConf.to_object(config)
         assert isinstance(typed, schema.Dropin)
+        _check(typed)
         self.composer, self.config = composer, typed
         self.experiment = self._named(overrides)
         self.device = devices.resolve_device(typed.device)
@@ -222,3 +224,16 @@ class Study:
                 )
                 cells.setdefault(json.dumps(vars(cell), sort_keys=True), dict(vars(cell)))
         write_whole(path, (json.dumps(list(cells.values()), indent=0) + "\n").encode())
+
+
+def _check(config: schema.Dropin) -> None:
+    """What a config's types do not say."""
+    for budget in config.budgets:
+        if not 0 < budget <= 1:
+            raise UserError(f"budgets={budget} is not allowed: a share of dense attention's weights, in (0, 1]")
+    for steps in config.finetune or []:
+        if steps < 0:
+            raise UserError(f"finetune={steps} is not allowed: numbers of steps of at least 0")
+    for name, given in (("budgets", config.budgets), ("seeds", config.seeds), ("finetune", config.finetune)):
+        if given == []:
+            raise UserError(f"{name}=[] leaves nothing to run")

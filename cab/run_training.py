@@ -109,6 +109,8 @@ def _initial(cell: Cell, say: Say) -> torch.nn.Module:
 
 
 def _weights(source: Cell, say: Say) -> Weights:
+    if source.recipe.max_steps == 0:  # it comes trained, and its task has the weights
+        return build_model(source).state_dict()
     return weights_of(source, functools.partial(_train_source, say=say), say)
 
 

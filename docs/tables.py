@@ -19,6 +19,8 @@ from cab.report.evidence import Evidence, read_evidence, sections
 from cab.report.markdown import titled
 from cab.report.patterns import PATTERNS, PatternText
 from cab.report.quality import FLOOR, Column, Quality
+from cab.report.study import build_study
+from cab.report.tables import BLANK, Table
 from cab.support import LEGEND, markdown
 
 ROOT = Path(__file__).parent.parent
@@ -131,6 +133,51 @@ def _task_table(evidence: Evidence, quality: Quality, pattern: PatternText, colu
     return [*lines, ""]
 
 
+def drop_in() -> str:
+    """What is left of trained models without training again: by task, mechanism and budget, per hardware."""
+    lines: list[str] = []
+    for folder in sorted((ROOT / "results" / "reference" / "smyrf_dropin").glob("*")):
+        study = build_study(read_evidence(folder))
+        assert study is not None
+        lines += [
+            f"Before any fine-tuning, on `{folder.name}`; ± half of a 95 % interval over test examples; "
+            f"[fidelity, memory, time and fine-tuning]({_from_docs(folder)}/dropin.md), "
+            f"[records]({_from_docs(folder)}/records).",
+            "",
+        ]
+        for table in study.tables:
+            lines += _by_budget(table)
+    return "\n".join(lines).strip()
+
+
+def _from_docs(folder: Path) -> str:
+    return f"../{folder.relative_to(ROOT)}"
+
+
+def _by_budget(table: Table) -> list[str]:
+    """Rows by mechanism, columns by budget; the first two columns of a study's table are budget and value."""
+    cells: dict[str, dict[str, str]] = {}
+    budgets: dict[str, float] = {}
+    for row in table.rows:
+        budget, value = row.cells[:2]
+        if isinstance(budget.sort, float):
+            budgets[budget.text] = budget.sort
+        cells.setdefault(row.head.text.partition("[")[0], {})[budget.text] = value.text
+    heads = sorted(budgets, key=lambda text: -budgets[text])
+    metric = table.columns[1]
+    return [
+        f"{table.caption}. {metric.title}, {metric.subtitle}:",
+        "",
+        f"| mechanism | no budget | {' | '.join(heads)} |",
+        f"|---|{'---:|' * (len(heads) + 1)}",
+        *(
+            f"| `{name}` | {' | '.join(found.get(text, '') for text in (BLANK.text, *heads))} |"
+            for name, found in cells.items()
+        ),
+        "",
+    ]
+
+
 def coverage() -> str:
     """How many intervals of simulated values hold the truth, by quantity and number of units."""
     with (ROOT / "results" / "reference" / "statistics" / "interval-coverage.csv").open(encoding="utf-8") as file:
@@ -189,6 +236,7 @@ BLOCKS = (
     Block("docs/CAB-EFFICIENCY.md", "the comparison: `make support`", cab2023),
     Block("docs/DROPIN.md", "what can stand in: `make support`", eligible),
     Block("docs/DROPIN.md", "what cannot stand in: `make support`", ineligible),
+    Block("docs/DROPIN.md", "what is left: `make benchmark-dropin`", drop_in),
     Block("docs/SCORES.md", "the coverage: `make benchmark-statistics`", coverage),
     *(
         Block(f"tasks/{folder}/README.md", "the figures: `make benchmark-tasks`", partial(task_figures, *tasks))

@@ -38,8 +38,6 @@ ONE_SEQUENCE = {
 
 
 ARRIVED: WeakSet[nn.Module] = WeakSet()  # modules whose calls came here
-NUMBERS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # of modules that do not know their layer
-_SIBLINGS: dict[int, WeakSet[nn.Module]] = {}  # those that share a configuration, by its id
 
 
 class AttentionFunction:
@@ -146,12 +144,6 @@ def _has_second_sequence(module: nn.Module) -> bool | None:
 
 
 def _seed(module: nn.Module) -> int:
-    """The number of the layer where the module knows it, else its place among those of the model, as first called."""
+    """The number of the layer where the module knows it, else 0: a copy, and another process, must draw the same."""
     layer = getattr(module, "layer_idx", None)
-    if isinstance(layer, int):
-        return layer
-    if module not in NUMBERS:
-        siblings = _SIBLINGS.setdefault(id(getattr(module, "config", None)), WeakSet())
-        siblings.add(module)
-        NUMBERS[module] = len(siblings) - 1
-    return NUMBERS[module]
+    return layer if isinstance(layer, int) else 0

@@ -120,14 +120,15 @@ def reading(mask: Tensor | None, batch: int, length_q: int, length_k: int, is_ca
         if mask.ndim != 4 or mask.shape[1:3] != (1, 1) or not bool((hidden | (mask == VISIBLE)).all()):
             raise Unsupported(f"a mask of {mask.dtype} {list(mask.shape)} is not one that was made here")
         return Reading(CODES[mask.dtype], hidden[:, 0, 0].expand(batch, -1) if bool(hidden.any()) else None)
-    if mask.ndim == 2 and not mask.is_floating_point():
+    is_padding = mask.ndim == 2 and not mask.is_floating_point()
+    if is_padding:
         mask = mask.bool()[:, None, None]
     if mask.ndim != 4:
         raise Unsupported(f"a mask of {mask.dtype} {list(mask.shape)} is neither [B, Lk] nor [B, 1, Lq, Lk]")
-    one_row = mask.shape[2] == 1 and length_q > 1
     found = read(visible_of(mask), length_q)
-    causal = bool(is_causal) if found.causal is None or one_row else found.causal
-    if causal and 1 < length_q != length_k and one_row:
+    # [B, Lk] says nothing of causality; [B, 1, 1, Lk] says that all queries see the same, and models take it so.
+    causal = bool(is_causal) if found.causal is None or is_padding else found.causal
+    if causal and 1 < length_q != length_k and is_padding:
         raise Unsupported(f"the mask does not say how {length_q} causal queries lie to {length_k} keys")
     padding = None if found.key_padding_mask is None else found.key_padding_mask.expand(batch, -1)
     return Reading(causal, padding)

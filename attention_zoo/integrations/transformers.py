@@ -27,13 +27,12 @@ from torch import nn
 from attention_zoo import eligibility
 from attention_zoo._standin import Choice
 from attention_zoo.contract import Pattern, Unsupported
-from attention_zoo.errors import UnknownName
 from attention_zoo.registry import names
 
 try:
     from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-    from attention_zoo.integrations._hf_attention import ARRIVED, NUMBERS, AttentionFunction
+    from attention_zoo.integrations._hf_attention import ARRIVED, AttentionFunction
     from attention_zoo.integrations._hf_masks import key_padding
 except ImportError as error:
     raise ImportError(
@@ -41,32 +40,38 @@ except ImportError as error:
     ) from error
 
 PREFIX = "cab_"
+_REGISTERED: dict[str, Choice] = {}  # by mechanism
 _ATTACHED: dict[tuple[Any, ...], str] = {}  # names of what was attached, by mechanism and options
 
 
-def register(*, cross: Pattern | str = Pattern.CAUSAL_CROSS, **options: Mapping[str, Any]) -> list[str]:
+def register(*, cross: Pattern | str | None = None, **options: Mapping[str, Any]) -> list[str]:
     """Makes ``attn_implementation="cab_<mechanism>"`` known to transformers, for all mechanisms; returns the names.
 
-    Args:
-        cross: the pattern of attention to a second sequence: causal, unless no decoder will use it.
-        options: of mechanisms, by name: ``register(smyrf={"rounds": 2})``; of all others the defaults.
+    What an earlier call said of a mechanism stays until it is named again; models that are loaded already follow.
 
-    Raises :class:`UnknownName`, ``ValueError`` or :class:`Unsupported`, for what is given. A mechanism that cannot
-    stand in (:mod:`attention_zoo.eligibility`) is known too, and says why when it is called.
+    Args:
+        cross: the pattern of attention to a second sequence; causal where no call says otherwise.
+        options: of mechanisms, by name: ``register(smyrf={"rounds": 2})``; the defaults where no call says otherwise.
+
+    Raises :class:`UnknownName`, ``TypeError``, ``ValueError`` or :class:`Unsupported`, for what is given. A mechanism
+    that cannot stand in (:mod:`attention_zoo.eligibility`) is known too, and says why when it is called.
     """
-    for name in options:
-        if name not in names():
-            raise UnknownName("attention", name, eligibility.eligible())
-    given = {name: Choice.of(name, chosen, cross) for name, chosen in options.items()}
-    known = []
-    for name in names():
-        if name in given or eligibility.standing(name).eligible:
-            _put(PREFIX + name, given.get(name) or Choice.of(name, {}, cross))
-            known.append(PREFIX + name)
-        else:
-            AttentionInterface.register(PREFIX + name, _refuse(name))
-            AttentionMaskInterface.register(PREFIX + name, _refuse(name))
-    return known
+    for name, chosen in options.items():
+        if not isinstance(chosen, Mapping):
+            raise TypeError(f"register({name}={chosen!r}): the options of a mechanism are a dict, as {{'rounds': 2}}")
+    asked = [*options, *(name for name in names() if name not in options and eligibility.standing(name).eligible)]
+    found: dict[str, Choice] = {}
+    for name in asked:
+        before = _REGISTERED.get(name) or Choice.of(name, options.get(name, {}))
+        found[name] = Choice.of(name, options.get(name, before.options), cross or before.cross)
+    for name, choice in found.items():
+        if choice != _REGISTERED.get(name):  # else what was drawn for its layers stays
+            _put(PREFIX + name, choice)
+    _REGISTERED.update(found)
+    for name in set(names()) - _REGISTERED.keys():
+        AttentionInterface.register(PREFIX + name, _refuse(name))
+        AttentionMaskInterface.register(PREFIX + name, _refuse(name))
+    return [PREFIX + name for name in names() if name in _REGISTERED]
 
 
 def attach(
@@ -91,7 +96,6 @@ def attach(
     implementation = _ATTACHED.setdefault(known, f"{PREFIX}{to}#{len(_ATTACHED) + 1}")
     if implementation not in AttentionInterface._global_mapping:
         _put(implementation, choice)
-    NUMBERS.update({module: number for number, module in enumerate(model.modules())})
     model.set_attn_implementation(implementation)
     watch = _Watch(model, partly)
     watch.hooks.append(model.register_forward_hook(watch))

@@ -144,6 +144,13 @@ def test_one_cluster_is_dense_attention_and_more_are_not():
     assert (convert(layer, "smyrf", cluster_size=2)(x, x, x)[0] - expected).abs().max() > 1e-2
 
 
+def test_what_was_put_in_can_be_replaced_again():
+    x = torch.randn(2, 12, 16)
+    direct = convert(nn.Sequential(multihead(batch_first=True)), "smyrf", cluster_size=2)
+    twice = convert(convert(copy.deepcopy(direct), "softmax"), "smyrf", cluster_size=2)
+    assert torch.equal(twice[0](x, x, x)[0], direct[0](x, x, x)[0])
+
+
 def test_a_state_dict_survives_conversion_and_hashes_do_not_change():
     model = nn.Sequential(multihead(batch_first=True), nn.ModuleList([multihead(batch_first=True)]))
     weights = {name: value.clone() for name, value in model.state_dict().items()}

@@ -107,7 +107,10 @@ def test_weights_are_trained_once_and_fine_tuning_goes_on_from_them(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["dropin=linear"], "dropin=linear is not allowed: an exact attention"),
+        (
+            ["dropin=linear"],
+            "dropin=linear is not allowed: it is not exact attention; allowed: efficient",
+        ),
         (["dropin=softmx"], "did you mean 'softmax'"),
         (["finetune.steps=3"], "give dropin=softmax too"),
         (["dropin=softmax", "finetune.steps=-1"], "finetune.steps=-1 is not allowed"),
@@ -179,5 +182,14 @@ def test_parts_of_a_study_are_named_or_refused(
     ]
     assert main([*command, "attentions=['smy*']", "budgets=[0.25]", "finetune=[0]"]) == 0
     assert "smyrf[cluster_size=3,rounds=1]" in capsys.readouterr().err
-    assert main([*command, "attentions=[smirf]"]) == 2
-    assert "smyrf" in capsys.readouterr().err
+    for part, told in (
+        ("attentions=[smirf]", "did you mean 'smyrf'"),
+        ("budgets=[0.5,2]", "budgets=2.0 is not allowed"),
+        ("budgets=[0]", "budgets=0.0 is not allowed"),
+        ("finetune=[-1]", "finetune=-1 is not allowed"),
+        ("seeds=[]", "seeds=[] leaves nothing to run"),
+    ):
+        assert main([*command, part]) == 2
+        error = capsys.readouterr().err
+        assert told in error
+        assert error.count("\n") == 1

@@ -223,6 +223,17 @@ def test_masks_that_a_user_made_are_read_by_their_values(family, custom):
     torch.testing.assert_close(out, expected, **ROUNDING)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_one_row_for_all_queries_is_no_causality_in_a_causal_model_either(family):
+    inputs = text("right")
+    kept = inputs["attention_mask"].bool()
+    row = torch.zeros(kept.shape).masked_fill(~kept, torch.finfo(torch.float32).min)[:, None, None]
+    own, ours = (
+        make(family, name)(input_ids=inputs["input_ids"], attention_mask=row)[0][kept] for name in ("eager", "cab_sdpa")
+    )
+    torch.testing.assert_close(ours, own, **ROUNDING)
+
+
 def test_a_causal_decoder_with_a_full_mask_is_not_causal():
     model = make("llama", "cab_softmax", is_causal=False)
     inputs = text("right")
@@ -260,6 +271,33 @@ def test_an_attached_model_can_be_copied_and_saved_before_and_after_its_first_pa
         assert torch.equal(run(copy.deepcopy(model), inputs), out)
 
 
+@pytest.mark.parametrize("family", ["bert", "vit"])  # the attention of the one knows its layer, that of the other not
+def test_what_is_drawn_is_the_same_by_name_attached_copied_and_in_another_model_of_one_config(family):
+    inputs = FAMILIES[family].inputs("right")
+    register(performer={"num_features": 8})
+    named = make(family, "cab_performer")
+    other = type(named)._from_config(named.config, attn_implementation="cab_performer").eval()
+    other.load_state_dict(named.state_dict())
+    attached = attach(make(family, "eager"), "performer", num_features=8)
+    with torch.no_grad():
+        expected = run(named, inputs)
+        for model in (other, attached, copy.deepcopy(attached)):
+            assert torch.equal(run(model, inputs), expected)
+
+
+def test_what_was_registered_stays_until_it_is_named_again():
+    inputs = text("right")
+    register(smyrf={"cluster_size": 2, "rounds": 1})
+    model = make("bert", "cab_smyrf")
+    with torch.no_grad():
+        few = run(model, inputs)
+        register()
+        register(local={"window": 3})
+        assert torch.equal(run(model, inputs), few)
+        register(smyrf={})
+        assert (run(model, inputs) - few).abs().max() > 1e-2
+
+
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.* is deprecated:FutureWarning")
 def test_gradient_checkpoints_change_no_gradient():
     inputs, grads = text("left"), []
@@ -290,6 +328,13 @@ def test_what_the_user_got_wrong_is_one_line():
         register(smyrf={"rounds": 0})
     with pytest.raises(Unsupported, match="linformer cannot stand in"):
         register(linformer={})
+    with pytest.raises(TypeError, match="smyrf=4"):
+        register(smyrf=4)
+    with pytest.raises(UnknownName, match="did you mean 'causal_cross'"):
+        register(cross="causal_crss")
+    with pytest.raises(UnknownName, match="did you mean 'smyrf'") as told:
+        attach(make("bert", "eager"), "smirf")
+    assert "linformer" not in str(told.value)  # which could not stand in
     with pytest.raises(Unsupported, match="use attention_zoo"):
         attach(torch.nn.Linear(2, 2), "smyrf")
 
@@ -304,6 +349,14 @@ def test_every_head_size_is_taken(name):
     sizes = {"head_dim": 6, "num_key_value_heads": 1, "hidden_size": 20}
     with torch.no_grad():
         assert torch.isfinite(run(make("llama", f"cab_{name}", **sizes), text("left"))).all()
+
+
+def test_a_model_whose_attention_is_none_of_the_zoo_records_nothing_and_that_is_said():
+    model = make("bert", "eager")
+    with record(model) as calls, torch.no_grad():
+        model(**text("right"))
+    with pytest.raises(ValueError, match="no call of an attention was recorded"):
+        of_layers(calls, "smyrf")
 
 
 def test_attention_of_a_pretrained_model_is_recorded_by_layer():
