@@ -65,7 +65,7 @@ class Cores:
 
     choice: Choice
     seed: int
-    kept: dict[tuple[Pattern, int, int], _Kept] = field(default_factory=dict)
+    kept: dict[tuple[Pattern, int, int, int], _Kept] = field(default_factory=dict)  # pattern, heads, width, length
 
     def attend(
         self,
@@ -87,18 +87,19 @@ class Cores:
     def core(
         self, pattern: Pattern, q: Tensor, k: Tensor, dropout: float | None = None, longest: int = 0
     ) -> AttentionCore:
-        """The core for such queries and keys. ``dropout`` None: whatever it is, it plays no part."""
+        """The core for such queries and keys. ``dropout`` None: whatever it is, it plays no part.
+
+        Its greatest length, which some mechanisms compute with, follows from the input and not from inputs before it.
+        """
         self.choice.require(pattern)
         heads, width = q.shape[1], q.shape[-1]
         length, like = max(q.shape[2], k.shape[2]), (q.device, q.dtype)
-        kept = self.kept.get((pattern, heads, width))
-        fits = kept is not None and kept.core.max_length >= length and kept.like == like
-        if kept is None or not fits or dropout not in (None, kept.core.dropout):
-            most = max(SHORTEST, longest if longest >= length else 1 << (length - 1).bit_length())
-            most = max(most, 0 if kept is None else kept.core.max_length)
+        most = max(SHORTEST, longest if longest >= length else 1 << (length - 1).bit_length())
+        kept = self.kept.get((pattern, heads, width, most))
+        if kept is None or kept.like != like or dropout not in (None, kept.core.dropout):
             rate = (0.0 if kept is None else kept.core.dropout) if dropout is None else dropout
             core = self._build(pattern, heads, width, most, rate).to(device=q.device, dtype=q.dtype)
-            kept = self.kept[pattern, heads, width] = _Kept(core, like)
+            kept = self.kept[pattern, heads, width, most] = _Kept(core, like)
         return kept.core
 
     def _build(self, pattern: Pattern, heads: int, width: int, most: int, dropout: float) -> AttentionCore:

@@ -139,9 +139,10 @@ def test_half_precision_stays_half_and_near(family, dtype):
             torch.testing.assert_close(found, expected, rtol=0, atol=64 * torch.finfo(dtype).eps)
 
 
-def test_a_core_is_built_once_grows_and_keeps_its_hashes():
-    register(smyrf={"cluster_size": 4})
-    model = make("vit", "cab_smyrf")
+@pytest.mark.parametrize(("name", "options"), [("smyrf", {"cluster_size": 4}), ("cosformer", {})])
+def test_what_a_core_draws_and_computes_with_follows_from_the_input_and_not_from_those_before(name, options):
+    register(**{name: options})
+    model = make("vit", f"cab_{name}")
     twin = copy.deepcopy(model)
     small = {"pixel_values": torch.randn(1, 3, 16, 16)}
     # 128 x 128 pixels in patches of 4: 1025 tokens, past the 512 of the first core.
