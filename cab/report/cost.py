@@ -25,6 +25,9 @@ NEVER_MEASURED = frozenset({Status.UNSUPPORTED, Status.FAILED_CERTIFICATE})
 
 Length = tuple[int, int]
 
+# In place of a ratio of zero, which has no logarithm: what mixes nothing takes no memory beyond its output.
+NEXT_TO_NOTHING = 1e-9
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -149,7 +152,7 @@ class Costs:
         if setting == against:
             return None
         ratios = {
-            length: ratio.value
+            length: max(ratio.value, NEXT_TO_NOTHING)
             for length in self.lengths(pattern)
             if (ratio := self.memory_ratio(setting, pattern, length, against))
         }

@@ -66,6 +66,8 @@ def _fitted(
     if len(found) < len(lengths):
         gap = next(length for length, cost in zip(lengths, measured, strict=True) if cost is None)
         return make.cost_cell(costs, setting, pattern.name, gap, metric)
+    if any(float(row["value"]) <= 0 for cost in found for row in cost.rows):
+        return Cell("none", kind="gap", note="nothing was counted, so that nothing grows")
     sizes = [length for length, _ in lengths]
     fit = growth_exponent(sizes, [[float(row["value"]) for row in cost.rows] for cost in found])
     least = fit.value if fit.low is None else fit.low

@@ -225,3 +225,20 @@ def test_efficiency_lengths_of_time_and_memory_and_the_fit_of_cab_beside_them(fo
     assert shown["CAB's fit, time", "÷ softmax"] == "700"
     assert shown["CAB's fit, memory", "÷ softmax"] == "1,400"
     assert "CAB's fit, time" not in str(build_book(read_evidence(folder.path)).sections[0].tables)
+
+
+def test_what_takes_no_memory_has_no_growth_and_takes_less_from_the_shortest_length(folder: Any) -> None:
+    """A floor that mixes nothing: a ratio of zero has no logarithm, and must not stop the page."""
+    folder.certificate("identity", {NS: "certified"})
+    folder.certificate("sdpa", {NS: "certified"}, exact=True)
+    for length in (256, 512, 1024):
+        for setting, memory in (("sdpa", float(length)), ("identity", 0.0)):
+            folder.cost(setting, NS, length, "time_s", 1e-6 * length)
+            folder.cost(setting, NS, length, "peak_extra_bytes", memory)
+        folder.cost("identity", NS, length, "ratio", 0.5, baseline="sdpa")
+    book = build_book(read_evidence(folder.path), "cab2023")
+    tables = book.sections[0].tables
+    growth = next(table for table in tables if "growth from 256" in table.caption)
+    assert cell(growth, "identity", "Memory measured").text == "none"
+    crossings = next(table for table in tables if "efficiency lengths" in table.caption)
+    assert cell(crossings, "identity", "Less memory from").text == "from 256 or less"
