@@ -31,7 +31,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (
 
 MOST_NAMES = 16  # in a panel; of more, only the best are named, and the tables hold all
 WIDTH = 5.6  # inches; at half of a page the text of 10 points is still 6 to 7 points
-DRAWING = 6  # changes whenever the same data would be drawn in another way
+DRAWING = 7  # changes whenever the same data would be drawn in another way
 
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -171,17 +171,22 @@ def _named(panel: QualityPanel) -> list[QualityPoint]:
 
 
 def style(setting: str, settings: Sequence[str]) -> tuple[str, str, Any]:
+    """Colour, marker and line of a setting: no two of a hundred have the same three."""
     number = settings.index(setting)
-    return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)]
+    turn = number // len(COLOURS)  # each turn of the colours meets other markers and lines
+    return (
+        COLOURS[number % len(COLOURS)],
+        MARKERS[(number + 3 * turn) % len(MARKERS)],
+        DASHES[(number + turn) % len(DASHES)],
+    )
 
 
 def _draw_panel(axes: Axes, panel: QualityPanel, settings: Sequence[str]) -> None:
     from matplotlib.ticker import LogLocator
 
     axes.set_xscale("log")
-    # Perplexities and errors of good and of useless models differ by orders of magnitude.
     values = [point.y for point in panel.points] + ([panel.floor] if panel.floor is not None else [])
-    if min(values) > 0 and max(values) > 20 * min(values):
+    if wants_log(values, panel.higher_is_better):
         axes.set_yscale("log")
     plain_ticks(axes)
     axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
@@ -263,6 +268,11 @@ def _draw_curves(axes: Axes, figure: CostFigure) -> None:
     axes.set_xlabel(f"length of the keys [tokens]; diamond: where the time crosses that of the baseline{few}")
     axes.xaxis.label.set_fontsize(8.5)
     axes.set_ylabel(figure.y_label)
+
+
+def wants_log(values: Sequence[float], higher_is_better: bool) -> bool:
+    """Perplexities and errors of good and of useless models differ by orders of magnitude; shares near zero do not."""
+    return not higher_is_better and min(values) > 0 and max(values) > 20 * min(values)
 
 
 def plain_ticks(axes: Axes) -> None:

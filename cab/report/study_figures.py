@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from cab.report.figures import MUTED, WIDTH, bars, freeze, plain_ticks, style
+from cab.report.figures import MUTED, WIDTH, bars, freeze, plain_ticks, style, wants_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,6 +46,7 @@ class StudyFigure:
     higher_is_better: bool
     attentions: tuple[str, ...]
     curves: tuple[Curve, ...]
+    wide: ClassVar[bool] = True  # of three panels: takes the width of a page
 
     def draw(self) -> Canvas:
         from matplotlib.figure import Figure as Canvas
@@ -55,7 +56,7 @@ class StudyFigure:
         columns = canvas.subplots(1, 3, sharey=True)
         for axes, (label, place) in zip(columns, _PLACES.items(), strict=True):
             _draw(axes, self, place)
-            axes.set_xlabel(f"{label}, relative to exact attention (log)")
+            axes.set_xlabel(f"{label} ÷ exact attention's")
         better = "higher" if self.higher_is_better else "lower"
         columns[0].set_ylabel(f"{self.y_label}, {better} is better")
         canvas.legend(*columns[1].get_legend_handles_labels(), loc="outside right center", fontsize=8.5, frameon=False)
@@ -77,10 +78,9 @@ def _draw(axes: Axes, figure: StudyFigure, place: Callable[[StudyPoint], _Place]
 
     axes.set_xscale("log")
     values = [point.quality for curve in figure.curves for point in curve.points]
-    if min(values) > 0 and max(values) > 20 * min(values):
+    if wants_log(values, figure.higher_is_better):
         axes.set_yscale("log")
     plain_ticks(axes)
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
     axes.axvline(1.0, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
     axes.axhline(figure.curves[0].points[0].quality, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
     for curve in figure.curves:
@@ -93,6 +93,8 @@ def _draw(axes: Axes, figure: StudyFigure, place: Callable[[StudyPoint], _Place]
         colours = [colour] * len(x)
         bars(axes.vlines, [(at, p.low, p.high) for p, at, _, _ in points], colours, linewidth=1)
         bars(axes.hlines, [(p.quality, low, high) for p, _, low, high in points], colours, linewidth=1)
+    lowest, highest = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if highest < 50 * lowest else (1, 3)))
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class SpectrumFigure:
     name: str
     title: str
     layers: tuple[tuple[float, ...], ...]
+    wide: ClassVar[bool] = False
 
     def draw(self) -> Canvas:
         from matplotlib.figure import Figure as Canvas
