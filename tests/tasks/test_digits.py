@@ -176,8 +176,8 @@ def test_a_sample_shows_every_digit_it_was_given(task: HandwrittenDigits) -> Non
     [
         (b"no gzip", "is damaged"),
         (gzip.compress(csv(made_up(1)))[:-20], "is damaged"),
-        (gzip.compress(b""), "cannot be read"),
-        (gzip.compress(b"1,2,3\n4,5,6\n"), "rows of 3 values"),
+        (gzip.compress(b"", mtime=0), "cannot be read"),
+        (gzip.compress(b"1,2,3\n4,5,6\n", mtime=0), "rows of 3 values"),
         (gzip.compress(csv(made_up(1)).replace(b"255", b"256")), "outside 0 .. 255"),
         (gzip.compress(csv(made_up(1)).replace(b"255", b"x")), "expected 785 whole numbers"),
     ],
