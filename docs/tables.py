@@ -178,6 +178,21 @@ def _by_budget(table: Table) -> list[str]:
     ]
 
 
+def pools() -> str:
+    """What draws of 200 articles make of the figures of two attentions."""
+    with (ROOT / "results" / "reference" / "retrieval-pools.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    lines = [
+        "| | metric | the task's own pool | mean | standard deviation | 95 % of draws |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        drawn = [f"{float(row[key]):.3f}" for key in ("own_pool", "mean", "standard_deviation")]
+        between = f"{float(row['low_95']):.3f} to {float(row['high_95']):.3f}"
+        lines.append(f"| `{row['attention']}` | {row['metric']} | {' | '.join(drawn)} | {between} |")
+    return "\n".join([*lines, "", f"{int(rows[0]['draws']):,} draws of {rows[0]['articles']} articles of 256 tokens."])
+
+
 def coverage() -> str:
     """How many intervals of simulated values hold the truth, by quantity and number of units."""
     with (ROOT / "results" / "reference" / "statistics" / "interval-coverage.csv").open(encoding="utf-8") as file:
@@ -237,6 +252,7 @@ BLOCKS = (
     Block("docs/DROPIN.md", "what can stand in: `make support`", eligible),
     Block("docs/DROPIN.md", "what cannot stand in: `make support`", ineligible),
     Block("docs/DROPIN.md", "what is left: `make benchmark-dropin`", drop_in),
+    Block("tasks/retrieval/README.md", "the pools: `python docs/retrieval_pools.py`", pools),
     Block("docs/SCORES.md", "the coverage: `make benchmark-statistics`", coverage),
     *(
         Block(f"tasks/{folder}/README.md", "the figures: `make benchmark-tasks`", partial(task_figures, *tasks))

@@ -102,6 +102,7 @@ def test_the_readme_shows_the_shipped_matrix() -> None:
         ("what can stand in", ["| `smyrf` | NS CS NC CC |  |"]),
         ("what cannot stand in", ["| `abc` | it has no core"]),
         ("what is left", ["| `smyrf` |  | "]),
+        ("the pools", ["| `uniform` | recall_at_1 | "]),
         ("the figures", ["| **softmax** | ", ", to beat | "]),
     ],
 )
